@@ -1,0 +1,58 @@
+"""Distributed locks, service registry, audit trail, configuration and observability.
+
+Importing this package imports nothing else: each name below is loaded when it is first used (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dotmac.platform._native import __version__
+    from dotmac.platform.audit_trail import AuditAggregator, AuditCategory, AuditLevel
+    from dotmac.platform.core.unified_config import PlatformConfig, get_config
+    from dotmac.platform.distributed_locks import DistributedLock, DistributedLockManager
+    from dotmac.platform.observability.unified_logging import get_logger
+    from dotmac.platform.service_registry import ServiceInstance, ServiceRegistry
+
+_HOMES = {
+    "AuditAggregator": "audit_trail",
+    "AuditCategory": "audit_trail",
+    "AuditLevel": "audit_trail",
+    "DistributedLock": "distributed_locks",
+    "DistributedLockManager": "distributed_locks",
+    "PlatformConfig": "core.unified_config",
+    "ServiceInstance": "service_registry",
+    "ServiceRegistry": "service_registry",
+    "__version__": "_native",
+    "get_config": "core.unified_config",
+    "get_logger": "observability.unified_logging",
+}
+
+__all__ = [
+    "AuditAggregator",
+    "AuditCategory",
+    "AuditLevel",
+    "DistributedLock",
+    "DistributedLockManager",
+    "PlatformConfig",
+    "ServiceInstance",
+    "ServiceRegistry",
+    "__version__",
+    "get_config",
+    "get_logger",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
