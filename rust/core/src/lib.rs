@@ -7,4 +7,7 @@
 pub mod anomaly;
 pub mod balance;
 pub mod error;
+pub mod lease;
+pub mod locks;
 pub mod registry;
+pub mod session;
