@@ -1,0 +1,86 @@
+"""Read where a client of redis-py or valkey-py connects to, so that the engine can connect there itself."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from dotmac.platform.connection.urls import DEFAULT_TIMEOUT, RedisTarget
+from dotmac.platform.errors import UnreadableClient
+
+__all__ = ["target_from_client"]
+
+_REMEDY = "pass a redis-py or valkey-py client of one server, or redis_url= instead"
+# What these say can't be expressed by a RedisTarget; leaving them out would weaken or break the connection.
+_INEXPRESSIBLE = ("ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_context")
+
+
+def target_from_client(client: object) -> RedisTarget:
+    """Where a client connects to.
+
+    Args:
+        client: a `Redis`, `Valkey` or `ConnectionPool` object of redis-py or valkey-py, synchronous or
+            asyncio, over TCP, TLS or a Unix socket. It is only read, never used or closed.
+
+    Raises: UnreadableClient: the client is of another kind, or of a cluster, or finds its server by Sentinel.
+    """
+    pool: Any = client if hasattr(client, "connection_kwargs") else getattr(client, "connection_pool", None)
+    settings = getattr(pool, "connection_kwargs", None)
+    made_by = getattr(pool, "connection_class", None)
+    if not isinstance(settings, dict) or not isinstance(made_by, type):
+        raise _unreadable(client, "its connection parameters can't be read")
+    if hasattr(pool, "sentinel_manager"):
+        raise _unreadable(client, "it finds its server by Sentinel, which is not available in this version")
+    family = {base.__module__.partition(".")[0]: base for base in made_by.__mro__}
+    if not family.keys() & {"redis", "valkey"} or "fakeredis" in family:
+        raise _unreadable(client, "it does not connect to a real server by redis-py or valkey-py")
+    username, password = _credentials(client, settings)
+    common: dict[str, Any] = {
+        "db": int(settings.get("db") or 0),
+        "username": username,
+        "password": password,
+        "connect_timeout": float(settings.get("socket_connect_timeout") or DEFAULT_TIMEOUT),
+        "request_timeout": float(settings.get("socket_timeout") or DEFAULT_TIMEOUT),
+    }
+    kinds = {base.__name__ for base in made_by.__mro__}
+    if "UnixDomainSocketConnection" in kinds:
+        path = settings.get("path")
+        if not path:
+            raise _unreadable(client, "it names no socket")
+        return RedisTarget(kind="unix", host="", port=0, path=str(path), **common)
+    address: dict[str, Any] = {
+        "host": str(settings.get("host") or "localhost"),
+        "port": int(settings.get("port") or 6379),
+    }
+    if "SSLConnection" not in kinds:
+        return RedisTarget(kind="tcp", **address, **common)
+    for name in _INEXPRESSIBLE:
+        if settings.get(name):
+            raise _unreadable(client, f"its {name} can't be taken over")
+    checks = settings.get("ssl_cert_reqs", "required")
+    return RedisTarget(
+        kind="tls",
+        **address,
+        **common,
+        tls_ca=settings.get("ssl_ca_certs"),
+        tls_cert=settings.get("ssl_certfile"),
+        tls_key=settings.get("ssl_keyfile"),
+        tls_insecure=checks is None or checks in ("none", ssl.CERT_NONE),
+    )
+
+
+def _credentials(client: object, settings: dict[str, Any]) -> tuple[str | None, str | None]:
+    provider = settings.get("credential_provider")
+    if provider is None:
+        return settings.get("username") or None, settings.get("password") or None
+    # Any other provider may hand out passwords that expire, which a single reading would freeze.
+    if type(provider).__name__ != "UsernamePasswordCredentialProvider":
+        raise _unreadable(client, f"its credentials come from {type(provider).__name__}")
+    return provider.username or None, provider.password or None
+
+
+def _unreadable(client: object, why: str) -> UnreadableClient:
+    kind = type(client)
+    return UnreadableClient(
+        f"redis_client: a {kind.__module__}.{kind.__qualname__} can't be used: {why}; {_REMEDY}"
+    )
