@@ -1019,7 +1019,8 @@ impl Client {
         }
     }
 
-    fn absence(&self) -> Failure {
+    /// Why an answer is missing.
+    pub fn absence(&self) -> Failure {
         if self.session.open {
             Failure::NoAnswer
         } else {

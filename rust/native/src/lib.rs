@@ -3,11 +3,18 @@ use pyo3::prelude::*;
 
 mod anomaly;
 mod balance;
+mod bridge;
+mod engine;
+mod lease;
+mod outcome;
 
 #[pymodule(gil_used = false)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     anomaly::register(module)?;
     balance::register(module)?;
+    bridge::register(module)?;
+    engine::register(module)?;
+    lease::register(module)?;
     Ok(())
 }

@@ -1,0 +1,162 @@
+//! Commands to bytes and frames to answers. The framing itself is redis-protocol's.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use dotmac_core::locks::{AcquireReply, HeartbeatReply};
+use redis_protocol::resp3::types::BytesFrame;
+
+/// A reply of the server, free of protocol types.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// No value.
+    Nil,
+    /// A number.
+    Int(i64),
+    /// A floating-point number.
+    Double(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A string of bytes.
+    Bytes(Bytes),
+    /// A list; a map is a list of keys and values in turn.
+    List(Vec<Value>),
+    /// An error, as the server wrote it.
+    Error(String),
+}
+
+impl Value {
+    /// From a frame of the protocol.
+    pub fn from_frame(frame: BytesFrame) -> Self {
+        match frame {
+            BytesFrame::Null => Self::Nil,
+            BytesFrame::Number { data, .. } => Self::Int(data),
+            BytesFrame::Double { data, .. } => Self::Double(data),
+            BytesFrame::Boolean { data, .. } => Self::Bool(data),
+            BytesFrame::BlobString { data, .. }
+            | BytesFrame::SimpleString { data, .. }
+            | BytesFrame::BigNumber { data, .. }
+            | BytesFrame::VerbatimString { data, .. }
+            | BytesFrame::ChunkedString(data) => Self::Bytes(data),
+            BytesFrame::SimpleError { data, .. } => Self::Error(data.to_string()),
+            BytesFrame::BlobError { data, .. } => Self::Error(String::from_utf8_lossy(&data).into_owned()),
+            BytesFrame::Array { data, .. } | BytesFrame::Push { data, .. } => {
+                Self::List(data.into_iter().map(Self::from_frame).collect())
+            }
+            BytesFrame::Set { data, .. } => Self::List(data.into_iter().map(Self::from_frame).collect()),
+            BytesFrame::Map { data, .. } => {
+                Self::List(data.into_iter().flat_map(|(k, v)| [Self::from_frame(k), Self::from_frame(v)]).collect())
+            }
+            BytesFrame::Hello { .. } => Self::Nil,
+        }
+    }
+
+    /// The number in it, also when it is written as a string.
+    pub fn int(&self) -> Option<i64> {
+        match self {
+            Self::Int(n) => Some(*n),
+            Self::Bytes(b) => std::str::from_utf8(b).ok()?.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// The text in it.
+    pub fn text(&self) -> Option<String> {
+        match self {
+            Self::Bytes(b) => Some(String::from_utf8_lossy(b).into_owned()),
+            Self::Int(n) => Some(n.to_string()),
+            _ => None,
+        }
+    }
+
+    /// The items of a list.
+    pub fn items(&self) -> &[Value] {
+        if let Self::List(items) = self { items } else { &[] }
+    }
+}
+
+/// One argument: `$length`, then the bytes.
+pub fn bulk(out: &mut BytesMut, arg: &[u8]) {
+    let mut number = itoa::Buffer::new();
+    out.put_u8(b'$');
+    out.put_slice(number.format(arg.len()).as_bytes());
+    out.put_slice(b"\r\n");
+    out.put_slice(arg);
+    out.put_slice(b"\r\n");
+}
+
+/// The head of a command of `count` arguments.
+pub fn head(out: &mut BytesMut, count: usize) {
+    let mut number = itoa::Buffer::new();
+    out.put_u8(b'*');
+    out.put_slice(number.format(count).as_bytes());
+    out.put_slice(b"\r\n");
+}
+
+/// A whole command.
+pub fn command(out: &mut BytesMut, args: &[&[u8]]) {
+    head(out, args.len());
+    for arg in args {
+        bulk(out, arg);
+    }
+}
+
+/// What the acquire script answered; an error names what was not understood.
+pub fn acquire_reply(value: &Value) -> Result<AcquireReply, String> {
+    let items = value.items();
+    let number = |i: usize| items.get(i).and_then(Value::int);
+    let reply = match (number(0), items) {
+        (Some(code @ (1 | 5)), [_, fence, stamp]) => match (fence.int(), stamp.int()) {
+            (Some(fence), Some(stamp)) => Some(AcquireReply::Granted {
+                fence: fence.unsigned_abs(),
+                stamp: stamp.unsigned_abs(),
+                claimed: code == 1,
+            }),
+            _ => None,
+        },
+        (Some(2), _) => Some(AcquireReply::Waiting),
+        (Some(0), _) => Some(AcquireReply::NotFree(number(1).unwrap_or(0).unsigned_abs())),
+        (Some(-1), [_, cycle @ ..]) => Some(AcquireReply::Deadlock(cycle.iter().filter_map(Value::text).collect())),
+        (Some(-2), _) => Some(AcquireReply::NoSession),
+        (Some(-3), _) => Some(AcquireReply::Superseded),
+        _ => None,
+    };
+    reply.ok_or_else(|| format!("unexpected reply to acquire: {value:?}"))
+}
+
+/// What the heartbeat script answered; nothing if a newer connection took over.
+pub fn heartbeat_reply(value: &Value) -> Result<Option<HeartbeatReply>, String> {
+    let items = value.items();
+    match (items.first().and_then(Value::int), items) {
+        (Some(1), [_, epoch, _stamp, revoked, accepted @ ..]) => Ok(Some(HeartbeatReply::Alive {
+            epoch: epoch.text().unwrap_or_default(),
+            revoked: revoked.text().unwrap_or_default(),
+            accepted: accepted.iter().filter_map(Value::int).map(i64::unsigned_abs).collect(),
+        })),
+        (Some(0), _) => Ok(Some(HeartbeatReply::Gone)),
+        (Some(-3), _) => Ok(None),
+        _ => Err(format!("unexpected reply to a heartbeat: {value:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_written_as_the_protocol_wants_it() {
+        let mut out = BytesMut::new();
+        command(&mut out, &[b"GET", b"a\r\nb", b""]);
+        assert_eq!(&out[..], b"*3\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n$0\r\n\r\n");
+    }
+
+    #[test]
+    fn replies_of_the_acquire_script_are_told_apart() {
+        let list = |items: &[i64]| Value::List(items.iter().map(|n| Value::Int(*n)).collect());
+        assert_eq!(
+            acquire_reply(&list(&[5, 7, 9])),
+            Ok(AcquireReply::Granted { fence: 7, stamp: 9, claimed: false })
+        );
+        assert_eq!(acquire_reply(&list(&[2, 40])), Ok(AcquireReply::Waiting));
+        assert!(acquire_reply(&list(&[1, 7])).is_err());
+        assert!(acquire_reply(&Value::Nil).is_err());
+    }
+}
