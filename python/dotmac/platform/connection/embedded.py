@@ -1,0 +1,211 @@
+"""`embedded://`: one Valkey and one PostgreSQL that all processes of the user share, for development.
+
+The servers live in the user's state directory: `DOTMAC_STATE_DIR`, else `$XDG_STATE_HOME/dotmac-platform`,
+else `~/.local/state/dotmac-platform` (root: `/var/lib/dotmac-platform`, for PostgreSQL's own user must get
+there). The first process that needs one starts it, the last one that ends stops it. Each user of the servers
+keeps a file under `users/` locked; the system drops that lock however a process ends, so a killed one doesn't
+count, and a forked child, which inherits the lock, does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import fcntl
+import os
+import secrets
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dotmac.platform.connection.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
+from dotmac.platform.connection.urls import EMBEDDED, mask_url
+from dotmac.platform.errors import InvalidArgument, ServerUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "EmbeddedPostgres",
+    "EmbeddedServer",
+    "EmbeddedValkey",
+    "aresolve_database",
+    "aresolve_redis",
+    "release",
+    "resolve_database",
+    "resolve_redis",
+    "state_directory",
+]
+
+DATABASE = "dotmac"
+
+_LOCK_TIMEOUT = 120.0
+
+
+def state_directory() -> Path:
+    """The directory in which the shared servers live."""
+    if chosen := os.environ.get("DOTMAC_STATE_DIR"):
+        return Path(chosen).expanduser().absolute()
+    if base := os.environ.get("XDG_STATE_HOME"):
+        return Path(base) / "dotmac-platform"
+    if os.geteuid() == 0:
+        return Path("/var/lib/dotmac-platform")
+    return Path.home() / ".local" / "state" / "dotmac-platform"
+
+
+def resolve_redis(url: str) -> str:
+    """The address behind `embedded://`, whose Valkey is started if need be; any other URL unchanged.
+
+    Blocks for up to some seconds when it starts the server.
+
+    Raises:
+        MissingExtra: the extra `embedded` is not installed.
+        ServerUnavailable: the server does not start.
+        InvalidArgument: something stands behind `embedded://`.
+    """
+    if not _is_embedded("redis_url", url):
+        return url
+    with _shared.used() as directory:
+        return _valkey(directory).start().url
+
+
+def resolve_database(url: str) -> str:
+    """The address behind `embedded://`, whose PostgreSQL is started if need be; any other URL unchanged.
+
+    Blocks for up to some seconds when it starts the server. Raises as `resolve_redis`.
+    """
+    if not _is_embedded("postgres_url", url):
+        return url
+    with _shared.used() as directory:
+        server = _postgres(directory)
+        if not server.running():
+            server.start().create_database(DATABASE)
+        return server.url_of(DATABASE)
+
+
+async def aresolve_redis(url: str) -> str:
+    """`resolve_redis` in a thread, so that the event loop goes on."""
+    return await asyncio.to_thread(resolve_redis, url) if _is_embedded("redis_url", url) else url
+
+
+async def aresolve_database(url: str) -> str:
+    """`resolve_database` in a thread, so that the event loop goes on."""
+    return await asyncio.to_thread(resolve_database, url) if _is_embedded("postgres_url", url) else url
+
+
+def release() -> None:
+    """Give up the shared servers; they stop if nobody else uses them. Called by itself at exit."""
+    _shared.release()
+
+
+def _is_embedded(field: str, url: str) -> bool:
+    if not isinstance(url, str) or not url.lower().startswith(EMBEDDED):
+        return False
+    if url[len(EMBEDDED) :].strip("/"):
+        raise InvalidArgument(field, mask_url(url), f"{EMBEDDED} stands alone")
+    return True
+
+
+def _valkey(directory: Path) -> EmbeddedValkey:
+    return EmbeddedValkey(directory / "valkey", port=0)
+
+
+def _postgres(directory: Path) -> EmbeddedPostgres:
+    return EmbeddedPostgres(directory / "postgres18")
+
+
+class _Shared:
+    """This process's use of the shared servers."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._uses: dict[Path, int] = {}
+
+    @contextmanager
+    def used(self) -> Iterator[Path]:
+        """Register this process as a user; nobody starts or stops a server meanwhile."""
+        directory = state_directory()
+        with self._mutex, _exclusive(directory):
+            if directory not in self._uses:
+                if not self._uses:
+                    # Before the engine's own exit handler in the order of registration, so after it at exit.
+                    atexit.register(release)
+                self._uses[directory] = _hold(directory)
+            yield directory
+
+    def release(self) -> None:
+        with self._mutex:
+            uses, self._uses = self._uses, {}
+            for directory, handle in uses.items():
+                if not directory.is_dir():
+                    os.close(handle)
+                    continue
+                with _exclusive(directory):
+                    os.close(handle)
+                    if not _in_use(directory):
+                        for server in (_valkey(directory), _postgres(directory)):
+                            server.stop()
+
+    def forked(self) -> None:
+        """In a child: register anew on first use. The inherited descriptors stay open on purpose: they keep
+        the servers up for a child that goes on with an address that its parent resolved."""
+        self._mutex = threading.Lock()
+        self._uses = {}
+
+
+_shared = _Shared()
+os.register_at_fork(after_in_child=_shared.forked)
+
+
+def _hold(directory: Path) -> int:
+    """Lock a file that says "in use" until this process ends; its descriptor."""
+    users = directory / "users"
+    users.mkdir(mode=0o700, exist_ok=True)
+    name = users / f"{os.getpid()}-{secrets.token_hex(4)}"
+    handle = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _in_use(directory: Path) -> bool:
+    """Does a live process use the servers? Removes the files of those that have ended."""
+    found = False
+    for name in (directory / "users").iterdir():
+        handle = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            name.unlink()
+        except BlockingIOError:
+            found = True
+        finally:
+            os.close(handle)
+    return found
+
+
+@contextmanager
+def _exclusive(directory: Path) -> Iterator[None]:
+    """One process at a time."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ServerUnavailable(
+                        f"another process has held {directory / 'lock'} for {_LOCK_TIMEOUT:.0f} s; "
+                        "end it, or choose another directory by DOTMAC_STATE_DIR"
+                    ) from None
+                time.sleep(0.02)
+        try:
+            yield
+        finally:
+            # Unlocked by name, not by closing: a child forked meanwhile holds the descriptor too.
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""Real servers for tests: put `pytest_plugins = ["dotmac.platform.testing.plugin"]` in `conftest.py`."""
