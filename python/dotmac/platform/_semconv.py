@@ -1,0 +1,108 @@
+"""Every name that the platform gives to telemetry: metrics, spans and attributes, each with its convention.
+
+Metric and span names under `dotmac.` are our own, formed by the rules of
+https://opentelemetry.io/docs/specs/semconv/general/naming/ and
+https://opentelemetry.io/docs/specs/semconv/general/metrics/ (durations in seconds, counts in braces, no unit
+and no `total` in a name). Names of locks, users and resources never become attributes of a metric: their
+number has no bound. This module imports nothing of the platform.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, NamedTuple
+
+# Whose instruments these are: https://opentelemetry.io/docs/specs/otel/common/instrumentation-scope/
+SCOPE: Final = "dotmac.platform"
+
+# Attributes that the conventions define.
+ERROR_TYPE: Final = "error.type"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/
+DB_SYSTEM: Final = "db.system.name"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/db/
+SERVER_ADDRESS: Final = (
+    "server.address"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/server/
+)
+SERVER_PORT: Final = "server.port"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/server/
+SERVICE_PEER: Final = (
+    "service.peer.name"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/service/
+)
+
+# Attributes of our own; on metrics only those with few values.
+OUTCOME: Final = "dotmac.outcome"  # ok, timeout, deadlock, cancelled, error
+LOCK_NAME: Final = "dotmac.lock.name"  # spans only
+LOCK_FENCE: Final = "dotmac.lock.fencing_token"  # spans only
+REGISTRY_SERVICE: Final = "dotmac.registry.service"  # spans only
+REGISTRY_STRATEGY: Final = "dotmac.registry.strategy"
+REGISTRY_HEALTH: Final = "dotmac.registry.health"  # healthy, unhealthy
+AUDIT_CATEGORY: Final = "dotmac.audit.category"
+AUDIT_LEVEL: Final = "dotmac.audit.level"
+AUDIT_DETECTOR: Final = "dotmac.audit.detector"
+AUDIT_REPORT: Final = "dotmac.audit.report"
+
+# Spans.
+SPAN_LOCK_ACQUIRE: Final = "dotmac.lock acquire"
+SPAN_LOCK_RELEASE: Final = "dotmac.lock release"
+SPAN_REGISTRY_REGISTER: Final = "dotmac.registry register"
+SPAN_REGISTRY_DEREGISTER: Final = "dotmac.registry deregister"
+SPAN_REGISTRY_DISCOVER: Final = "dotmac.registry discover"
+SPAN_REGISTRY_HEALTH: Final = "dotmac.registry health_check"
+SPAN_AUDIT_LOG: Final = "dotmac.audit log"
+SPAN_AUDIT_COMMIT: Final = "dotmac.audit commit"
+SPAN_AUDIT_QUERY: Final = "dotmac.audit query"
+SPAN_AUDIT_REPORT: Final = "dotmac.audit report"
+
+# Metrics of the lock manager.
+LOCK_ACQUIRE_DURATION: Final = "dotmac.lock.acquire.duration"
+LOCK_HOLD_DURATION: Final = "dotmac.lock.hold.duration"
+LOCK_CONTENTIONS: Final = "dotmac.lock.contentions"
+LOCK_TIMEOUTS: Final = "dotmac.lock.timeouts"
+LOCK_DEADLOCKS: Final = "dotmac.lock.deadlocks"
+LOCK_LOSSES: Final = "dotmac.lock.losses"
+LOCK_HEARTBEATS: Final = "dotmac.lock.heartbeats"
+LOCK_LATE_HEARTBEATS: Final = "dotmac.lock.heartbeats.late"
+
+# Metrics of the service registry.
+REGISTRY_REGISTRATIONS: Final = "dotmac.registry.registrations"
+REGISTRY_DEREGISTRATIONS: Final = "dotmac.registry.deregistrations"
+REGISTRY_REREGISTRATIONS: Final = "dotmac.registry.reregistrations"
+REGISTRY_DISCOVERIES: Final = "dotmac.registry.discoveries"
+REGISTRY_HEALTH_CHECKS: Final = "dotmac.registry.health_checks"
+REGISTRY_HEALTH_DURATION: Final = "dotmac.registry.health_check.duration"
+
+# Metrics of the audit trail.
+AUDIT_EVENTS: Final = "dotmac.audit.events"
+AUDIT_ANOMALIES: Final = "dotmac.audit.anomalies"
+AUDIT_BATCH_SIZE: Final = "dotmac.audit.batch.size"
+AUDIT_COMMIT_DURATION: Final = "dotmac.audit.commit.duration"
+AUDIT_COMMIT_FAILURES: Final = "dotmac.audit.commit.failures"
+
+
+class Metric(NamedTuple):
+    """What an instrument measures; `unit` as UCUM writes it."""
+
+    kind: Literal["counter", "histogram"]
+    unit: str
+    description: str
+
+
+METRICS: Final[dict[str, Metric]] = {
+    LOCK_ACQUIRE_DURATION: Metric("histogram", "s", "Time from asking for a lock to the answer."),
+    LOCK_HOLD_DURATION: Metric("histogram", "s", "Time from the grant of a lock to its release or loss."),
+    LOCK_CONTENTIONS: Metric("counter", "{acquisition}", "Acquisitions that had to wait for another holder."),
+    LOCK_TIMEOUTS: Metric("counter", "{acquisition}", "Acquisitions given up after their blocking timeout."),
+    LOCK_DEADLOCKS: Metric(
+        "counter", "{deadlock}", "Acquisitions refused since waiting would close a cycle."
+    ),
+    LOCK_LOSSES: Metric("counter", "{lock}", "Locks whose lease ended before their holder gave them back."),
+    LOCK_HEARTBEATS: Metric("counter", "{heartbeat}", "Heartbeats that the server confirmed."),
+    LOCK_LATE_HEARTBEATS: Metric("counter", "{heartbeat}", "Heartbeats sent later than one interval."),
+    REGISTRY_REGISTRATIONS: Metric("counter", "{registration}", "Instances registered."),
+    REGISTRY_DEREGISTRATIONS: Metric("counter", "{registration}", "Instances deregistered."),
+    REGISTRY_REREGISTRATIONS: Metric("counter", "{registration}", "Instances registered anew after a loss."),
+    REGISTRY_DISCOVERIES: Metric("counter", "{discovery}", "Lookups of a service's instances."),
+    REGISTRY_HEALTH_CHECKS: Metric("counter", "{check}", "Health checks made."),
+    REGISTRY_HEALTH_DURATION: Metric("histogram", "s", "Duration of one health check."),
+    AUDIT_EVENTS: Metric("counter", "{event}", "Audit events stored."),
+    AUDIT_ANOMALIES: Metric("counter", "{anomaly}", "Anomalies detected."),
+    AUDIT_BATCH_SIZE: Metric("histogram", "{event}", "Events stored by one commit."),
+    AUDIT_COMMIT_DURATION: Metric("histogram", "s", "Duration of one commit."),
+    AUDIT_COMMIT_FAILURES: Metric("counter", "{commit}", "Commits that failed."),
+}
