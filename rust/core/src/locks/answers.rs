@@ -1,0 +1,255 @@
+//! Answers of the server, handed in by the driver.
+
+use super::{
+    AcquireReply, CLAIMS, Client, Command, Event, Failure, Heartbeat, HeartbeatReply, Mode,
+    REMEMBERED,
+};
+use crate::lease::{LossReason, Micros};
+use std::collections::HashSet;
+
+impl Client {
+    /// Answer to an acquire.
+    pub fn on_acquire(&mut self, now: Micros, id: u64, reply: AcquireReply) {
+        match reply {
+            AcquireReply::Granted {
+                fence,
+                stamp,
+                claimed,
+            } => self.grant(now, id, fence, stamp, claimed),
+            AcquireReply::Waiting => {
+                if let Some(request) = self.requests.get_mut(&id) {
+                    request.waiting = true;
+                }
+            }
+            AcquireReply::NotFree(left) => {
+                if let Some(request) = self.drop_request(id) {
+                    self.events.push(Event::NotFree(request.token, left));
+                }
+            }
+            AcquireReply::Deadlock(cycle) => {
+                if let Some(request) = self.drop_request(id) {
+                    self.events.push(Event::Deadlock(request.token, cycle));
+                }
+            }
+            AcquireReply::NoSession => self.session_gone(now),
+            AcquireReply::Superseded => {}
+        }
+    }
+
+    /// A lock came out of the queue.
+    pub fn on_grant(&mut self, now: Micros, sid: &str, id: u64, fence: u64, stamp: Micros) {
+        if *sid == *self.sid {
+            self.grant(now, id, fence, stamp, false);
+        }
+    }
+
+    /// The server took a lease away.
+    pub fn on_revoked(&mut self, fence: u64, reason: &str) {
+        let reason = if reason == "forced" {
+            LossReason::Forced
+        } else {
+            LossReason::Revoked
+        };
+        if let Some(lease) = self
+            .by_fence
+            .get(&fence)
+            .and_then(|id| self.leases.get(id))
+            .cloned()
+        {
+            self.lose(&lease, reason);
+        } else if !self.requests.is_empty() && self.revoked_early.len() < REMEMBERED {
+            self.revoked_early.insert(fence);
+        }
+    }
+
+    /// Answer to a release: true if the lease was held.
+    pub fn on_release(&mut self, fence: u64, held: bool) {
+        if let Some(giveback) = self.releases.remove(&fence)
+            && let Some(token) = giveback.token
+        {
+            // An earlier try, whose answer was lost, may have done it.
+            self.events
+                .push(Event::Released(token, held || giveback.tries > 1));
+        }
+    }
+
+    /// Answer to a cancellation.
+    pub fn on_cancel(&mut self, id: u64) {
+        self.cancels.remove(&id);
+    }
+
+    /// Answer to an extension: the stamp of the session's last heartbeat, or nothing if it is not held.
+    pub fn on_extend(&mut self, id: u64, stamp: Option<Micros>) {
+        let Some(extension) = self.extensions.remove(&id) else {
+            return;
+        };
+        self.session.remove(extension.timeout);
+        match stamp {
+            Some(stamp) if self.leases.contains_key(&extension.lease.id) => {
+                let base = if extension.lease.fixed {
+                    extension.since
+                } else {
+                    stamp
+                };
+                self.reshape(&extension.lease, extension.timeout, Some(base));
+                self.events.push(Event::Extended(extension.token, true));
+            }
+            _ => {
+                self.lose(&extension.lease, LossReason::Revoked);
+                self.events.push(Event::Extended(extension.token, false));
+            }
+        }
+    }
+
+    /// A command failed on the server. The caller is told; nothing of it stays behind.
+    pub fn on_refused(&mut self, command: &Command, why: &str) {
+        let failure = Failure::Refused(why.to_owned());
+        match command {
+            Command::Acquire(id) => {
+                if let Some(token) = self.withdraw(*id) {
+                    self.events.push(Event::Failed(token, failure));
+                }
+            }
+            Command::Release { fence, .. } => {
+                if let Some(token) = self.releases.get_mut(fence).and_then(|g| g.token.take()) {
+                    self.events.push(Event::Failed(token, failure));
+                }
+            }
+            Command::Extend(id) => {
+                if let Some(extension) = self.extensions.remove(id) {
+                    self.session.remove(extension.timeout);
+                    self.events.push(Event::Failed(extension.token, failure));
+                }
+            }
+            Command::Cancel { .. } | Command::Heartbeat(_) => {}
+        }
+    }
+
+    /// Answer to a heartbeat.
+    pub fn on_heartbeat(&mut self, now: Micros, sent: &Heartbeat, reply: HeartbeatReply) {
+        if *sent.sid != *self.sid || sent.gen_ != self.session.gen_ {
+            return;
+        }
+        let HeartbeatReply::Alive {
+            epoch,
+            revoked,
+            accepted,
+        } = reply
+        else {
+            self.session_gone(now);
+            return;
+        };
+        let lost_data = self
+            .session
+            .epoch
+            .as_ref()
+            .is_some_and(|known| *known != epoch);
+        self.session.epoch = Some(epoch);
+        if lost_data && self.session.known {
+            self.lose_all(LossReason::Forgotten);
+        }
+        for entry in revoked.split_terminator(';') {
+            if let Some((fence, reason)) = entry.split_once(' ')
+                && let Ok(fence) = fence.parse()
+            {
+                self.on_revoked(fence, reason);
+            }
+        }
+        self.session.acknowledge = revoked;
+        self.session.clock.confirm(sent.stamp);
+        let accepted: HashSet<u64> = accepted.into_iter().collect();
+        for (_, fence) in &sent.claims {
+            let Some(lease) = self
+                .by_fence
+                .get(fence)
+                .and_then(|id| self.leases.get(id))
+                .cloned()
+            else {
+                continue;
+            };
+            if accepted.contains(fence) {
+                self.unclaimed.remove(&lease.id);
+                if !lease.renewed() {
+                    lease.claimed(sent.stamp);
+                    if lease.fixed {
+                        self.ends.insert((lease.valid_until(), lease.id));
+                    } else {
+                        self.groups
+                            .entry(lease.timeout())
+                            .or_default()
+                            .members
+                            .insert(lease.id);
+                    }
+                }
+            } else {
+                self.lose(&lease, LossReason::Forgotten);
+            }
+        }
+        if !self.session.open && sent.mode != Mode::Keep {
+            self.opened(now, lost_data || sent.mode == Mode::Open);
+        }
+        if !self.unclaimed.is_empty() && sent.claims.len() >= CLAIMS {
+            self.session.hurry(now);
+        }
+    }
+
+    pub(super) fn opened(&mut self, now: Micros, fresh: bool) {
+        self.session.open = true;
+        self.session.known = true;
+        self.events.push(Event::Opened(fresh));
+        for (fence, giveback) in &mut self.releases {
+            giveback.tries += 1;
+            self.commands.push(Command::Release {
+                name: giveback.name.clone(),
+                fence: *fence,
+            });
+        }
+        for (request, (sid, name)) in &self.cancels {
+            self.commands.push(Command::Cancel {
+                request: *request,
+                sid: sid.clone(),
+                name: name.clone(),
+            });
+        }
+        let mut again: Vec<_> = self.requests.keys().copied().collect();
+        again.sort_unstable();
+        for id in again {
+            if let Some(request) = self.requests.get_mut(&id) {
+                request.sid = self.sid.clone();
+                self.commands.push(Command::Acquire(id));
+            }
+        }
+        self.commands
+            .extend(self.extensions.keys().map(|id| Command::Extend(*id)));
+        // Held leases are claimed again: a server that went back in time may have given them away.
+        let held: Vec<_> = self.leases.values().cloned().collect();
+        for lease in held {
+            if lease.renewed() {
+                lease.freeze();
+                if let Some(group) = self.groups.get_mut(&lease.timeout()) {
+                    group.members.remove(&lease.id);
+                }
+                self.ends.insert((lease.valid_until(), lease.id));
+            }
+            self.unclaimed.insert(lease.id);
+        }
+        if self.unclaimed.is_empty() {
+            return;
+        }
+        self.heartbeat(now, Mode::Keep);
+    }
+
+    pub(super) fn session_gone(&mut self, now: Micros) {
+        self.lose_all(LossReason::SessionEnded);
+        self.session.renew();
+        self.sid = self.session.sid().into();
+        // What the old session still had to give back or cancel ended with it.
+        for (_, giveback) in std::mem::take(&mut self.releases) {
+            if let Some(token) = giveback.token {
+                self.events.push(Event::Released(token, giveback.tries > 1));
+            }
+        }
+        self.cancels.clear();
+        self.heartbeat(now, Mode::Open);
+    }
+}

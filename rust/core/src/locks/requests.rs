@@ -1,0 +1,137 @@
+//! Requests from their grant or withdrawal on, and the ways in which all of them end.
+
+use super::{Client, Command, Event, Failure, Mode, Request};
+use crate::lease::{Lease, Micros};
+use std::sync::Arc;
+
+impl Client {
+    pub(super) fn grant(&mut self, now: Micros, id: u64, fence: u64, stamp: Micros, claimed: bool) {
+        if self.by_fence.contains_key(&fence) {
+            return;
+        }
+        let Some(request) = self.requests.get(&id) else {
+            // Withdrawn: the cancellation that was sent then gives it back.
+            return;
+        };
+        let ask = request.ask.clone();
+        let base = if ask.fixed && claimed {
+            request.first
+        } else {
+            stamp
+        };
+        let clock = self.session.clock.clone();
+        let lease = Arc::new(Lease::new(
+            (id, ask.name.clone(), fence),
+            (base, ask.timeout),
+            ask.fixed,
+            claimed,
+            clock,
+        ));
+        if self.revoked_early.remove(&fence) || !lease.held_at(now) {
+            // Too late to be believed: it is given back, and the wait goes on under a new number.
+            if lease.release() {
+                self.give_back(now, &lease, None);
+            }
+            self.ask_again(now, id);
+            return;
+        }
+        let Some(request) = self.requests.remove(&id) else {
+            return;
+        };
+        if let Some(at) = request.gives_up {
+            self.patience.remove(&(at, id));
+        }
+        if self.requests.is_empty() {
+            self.revoked_early.clear();
+        }
+        self.by_fence.insert(fence, id);
+        self.leases.insert(id, lease.clone());
+        if claimed && !ask.fixed {
+            self.groups
+                .entry(ask.timeout)
+                .or_default()
+                .members
+                .insert(id);
+        } else {
+            self.ends.insert((lease.valid_until(), id));
+        }
+        if !claimed {
+            self.unclaimed.insert(id);
+            if self.session.open {
+                self.heartbeat(now, Mode::Keep);
+            }
+        }
+        self.events.push(Event::Granted(request.token, lease));
+    }
+
+    pub(super) fn ask_again(&mut self, now: Micros, id: u64) {
+        let Some(mut request) = self.requests.remove(&id) else {
+            return;
+        };
+        let fresh = self.fresh();
+        if let Some(at) = request.gives_up
+            && self.patience.remove(&(at, id))
+        {
+            self.patience.insert((at, fresh));
+        }
+        request.first = now;
+        request.waiting = false;
+        self.requests.insert(fresh, request);
+        if self.session.open {
+            self.heartbeat(now, Mode::Keep);
+            self.commands.push(Command::Acquire(fresh));
+        }
+    }
+
+    pub(super) fn drop_request(&mut self, id: u64) -> Option<Request> {
+        let request = self.requests.remove(&id)?;
+        if let Some(at) = request.gives_up {
+            self.patience.remove(&(at, id));
+        }
+        self.session.remove(request.ask.timeout);
+        Some(request)
+    }
+
+    /// Ends a request on our side and sees to it that the server's side ends too.
+    pub(super) fn withdraw(&mut self, id: u64) -> Option<u64> {
+        let request = self.drop_request(id)?;
+        self.cancels
+            .insert(id, (request.sid.clone(), request.ask.name.clone()));
+        if self.session.open {
+            self.commands.push(Command::Cancel {
+                request: id,
+                sid: request.sid,
+                name: request.ask.name,
+            });
+        }
+        Some(request.token)
+    }
+
+    /// Why an answer is missing.
+    pub fn absence(&self) -> Failure {
+        if self.session.open {
+            Failure::NoAnswer
+        } else {
+            Failure::Unavailable(self.last_error.clone())
+        }
+    }
+
+    pub(super) fn fail_all(&mut self, failure: &Failure) {
+        let all: Vec<u64> = self.requests.keys().copied().collect();
+        for id in all {
+            if let Some(token) = self.withdraw(id) {
+                self.events.push(Event::Failed(token, failure.clone()));
+            }
+        }
+        for giveback in self.releases.values_mut() {
+            if let Some(token) = giveback.token.take() {
+                self.events.push(Event::Failed(token, failure.clone()));
+            }
+        }
+        for (_, extension) in std::mem::take(&mut self.extensions) {
+            self.session.remove(extension.timeout);
+            self.events
+                .push(Event::Failed(extension.token, failure.clone()));
+        }
+    }
+}
