@@ -1,0 +1,340 @@
+"""The Python side of the engine: one per process and server, one bridge per event loop, anew after a fork.
+
+A `Link` is what a service keeps. It may be made at import time: it opens nothing, and finds or starts the
+engine of the process in which it is used. Services with the same target and namespace share one engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import os
+import secrets
+import select
+import socket
+import sys
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dotmac.platform import _native
+from dotmac.platform.connection.embedded import aresolve_redis, resolve_redis
+from dotmac.platform.connection.urls import EMBEDDED, RedisTarget, mask_url, parse_redis_url
+from dotmac.platform.errors import (
+    AuthenticationFailed,
+    EngineClosed,
+    InvalidArgument,
+    RequestTimeout,
+    ServerRefused,
+    ServerUnavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Link", "LoopSide", "failure"]
+
+_EXIT_LIMIT = 1.0
+_CLOSE_LIMIT = 5.0
+_LONGEST_NAMESPACE = 128
+
+
+class LoopSide:
+    """One event loop's side of one engine: the bridge, and who is told when a lease is lost."""
+
+    __slots__ = ("bridge", "loop", "watchers")
+
+    def __init__(self, engine: _native.Engine, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.watchers: dict[int, Callable[[str], None]] = {}
+        self.bridge = _native.Bridge(engine, loop.create_future, loop.call_soon, self.watchers)
+        try:
+            loop.add_reader(self.bridge.fileno(), self.bridge.drain)
+        except NotImplementedError:
+            _ReaderThread(loop, self.bridge).start()
+
+
+class _ReaderThread(threading.Thread):
+    """For loops without `add_reader`: waits for the descriptor and wakes the loop once per batch."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, bridge: _native.Bridge) -> None:
+        super().__init__(name="dotmac-bridge", daemon=True)
+        self._loop, self._bridge = loop, bridge
+        self._drained = threading.Event()
+
+    def run(self) -> None:
+        while not self._loop.is_closed():
+            ready, _, _ = select.select([self._bridge.fileno()], [], [], 1.0)
+            if not ready:
+                continue
+            self._drained.clear()
+            try:
+                self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # the loop was closed in between
+                return
+            self._drained.wait()
+
+    def _drain(self) -> None:
+        try:
+            self._bridge.drain()
+        finally:
+            self._drained.set()
+
+
+class _Shared:
+    """One engine of this process and everybody who uses it."""
+
+    def __init__(self, key: tuple[RedisTarget, str]) -> None:
+        target, namespace = key
+        self.key = key
+        self.target = target
+        self.users = 0
+        self.native = _native.Engine(
+            {
+                "path": target.path,
+                "host": target.host,
+                "port": target.port,
+                "db": target.db,
+                "username": target.username,
+                "password": target.password,
+                "tls": target.kind == "tls",
+                "tls_ca": target.tls_ca,
+                "tls_cert": target.tls_cert,
+                "tls_key": target.tls_key,
+                "tls_server_name": target.tls_server_name,
+                "tls_insecure": target.tls_insecure,
+                "connect_timeout": int(target.connect_timeout * 1e6),
+                "request_timeout": int(target.request_timeout * 1e6),
+            },
+            namespace=namespace,
+            session=secrets.token_hex(8),
+            who=_who(),
+            chance=secrets.randbits(64),
+        )
+        self._sides: dict[int, LoopSide] = {}
+
+    def side(self, loop: asyncio.AbstractEventLoop) -> LoopSide:
+        side = self._sides.get(id(loop))
+        if side is None or side.loop is not loop:
+            with _lock:
+                # A closed loop's side is of no use to anybody, and its number may come back.
+                for number in [n for n, s in self._sides.items() if s.loop.is_closed()]:
+                    del self._sides[number]
+                side = self._sides[id(loop)] = LoopSide(self.native, loop)
+        return side
+
+
+_lock = threading.Lock()
+_engines: dict[tuple[RedisTarget, str], _Shared] = {}
+_of_parents: list[Any] = []
+_generation = 0
+
+
+class Link:
+    """A service's way to its engine.
+
+    Args:
+        redis_url: `redis://`, `rediss://`, `valkey://`, `valkeys://`, `unix://` or `embedded://`; or give
+        target: a target that was read already (from a client).
+        namespace: first part of every key, so that applications can share a server.
+        request_timeout: seconds that an answer may take; the URL's own setting wins.
+        connect_timeout: seconds to connect within; the URL's own setting wins.
+
+    Raises: InvalidArgument: the URL or the namespace can't be used.
+    """
+
+    def __init__(
+        self,
+        redis_url: str | None = None,
+        *,
+        target: RedisTarget | None = None,
+        namespace: str = "dotmac",
+        request_timeout: float | None = None,
+        connect_timeout: float | None = None,
+    ) -> None:
+        if (
+            not isinstance(namespace, str)
+            or not 0 < len(namespace) <= _LONGEST_NAMESPACE
+            or not namespace.isascii()
+            or not namespace.isprintable()
+            or set(namespace) & set("{}: ")
+        ):
+            raise InvalidArgument(
+                "namespace", namespace, f"it must be 1 to {_LONGEST_NAMESPACE} ASCII characters without space, ':', '{{', '}}'"
+            )
+        self._namespace = namespace
+        self._timeouts = {
+            name: value
+            for name, value in (("request_timeout", request_timeout), ("connect_timeout", connect_timeout))
+            if value is not None
+        }
+        self._url = redis_url
+        self._target = target
+        if target is None:
+            if redis_url is None:
+                raise InvalidArgument("redis_url", None, "give redis_url or a client")
+            if not (isinstance(redis_url, str) and redis_url.startswith(EMBEDDED)):
+                self._target = self._read(redis_url)
+        self._closed = False
+        self._born = -1
+        self._shared: _Shared | None = None
+
+    def __repr__(self) -> str:
+        where = str(self._target) if self._target is not None else mask_url(self._url or "")
+        return f"Link({where!r}, namespace={self._namespace!r})"
+
+    @property
+    def where(self) -> str:
+        """The server's address, password masked."""
+        return str(self._target) if self._target is not None else mask_url(self._url or "")
+
+    @property
+    def request_timeout(self) -> float:
+        """Seconds that an answer may take."""
+        if self._target is not None:
+            return self._target.request_timeout
+        return self._timeouts.get("request_timeout", 5.0)
+
+    def engine(self) -> _native.Engine:
+        """The engine of this process, started if need be. Blocks while an embedded server starts."""
+        if self._born == _generation and self._shared is not None:
+            return self._shared.native
+        return self._attach(resolve_redis).native
+
+    def ready_side(self) -> LoopSide | None:
+        """The running loop's side, if nothing has to be waited for."""
+        if self._born != _generation or self._shared is None:
+            if self._target is None:
+                return None
+            self._attach(resolve_redis)
+        assert self._shared is not None
+        return self._shared.side(asyncio.get_running_loop())
+
+    async def side(self) -> LoopSide:
+        """The running loop's side; an embedded server starts in a thread meanwhile."""
+        side = self.ready_side()
+        if side is None:
+            assert self._url is not None
+            resolved = await aresolve_redis(self._url)
+            self._attach(lambda _: resolved)
+            side = self.ready_side() or self._shared_side()
+        return side
+
+    async def aclose(self) -> None:
+        """Leaves the engine; the last one to leave closes it: what it holds is given back. Idempotent."""
+        shared = self._leave()
+        if shared is not None:
+            await asyncio.to_thread(shared.native.close, _CLOSE_LIMIT)
+
+    def close(self) -> None:
+        """The same, blocking."""
+        shared = self._leave()
+        if shared is not None:
+            shared.native.close(_CLOSE_LIMIT)
+
+    @property
+    def closed(self) -> bool:
+        """True after `aclose` or `close`."""
+        return self._closed
+
+    # ---- inside
+
+    def _shared_side(self) -> LoopSide:
+        assert self._shared is not None
+        return self._shared.side(asyncio.get_running_loop())
+
+    def _read(self, url: str) -> RedisTarget:
+        target = parse_redis_url(url)
+        defaults = RedisTarget()
+        unset = {n: v for n, v in self._timeouts.items() if getattr(target, n) == getattr(defaults, n)}
+        return replace(target, **unset) if unset else target
+
+    def _attach(self, resolve: Callable[[str], str]) -> _Shared:
+        global _generation  # noqa: PLW0602 - read under the lock that a fork replaces
+        if self._closed:
+            raise EngineClosed("this service was closed; make a new one")
+        target = self._target if self._target is not None else self._read(resolve(self._url or ""))
+        with _lock:
+            if self._born == _generation and self._shared is not None:
+                return self._shared
+            key = (target, self._namespace)
+            shared = _engines.get(key)
+            if shared is None:
+                shared = _engines[key] = _Shared(key)
+            shared.users += 1
+            self._shared, self._born = shared, _generation
+            return shared
+
+    def _leave(self) -> _Shared | None:
+        self._closed = True
+        with _lock:
+            shared = self._shared if self._born == _generation else None
+            self._shared = None
+            if shared is None:
+                return None
+            shared.users -= 1
+            if shared.users:
+                return None
+            _engines.pop(shared.key, None)
+            return shared
+
+
+def failure(result: tuple[str, Any], what: str, link: Link) -> Exception:
+    """The error for a result that is not a success.
+
+    Args:
+        result: what the engine answered: a kind and its detail.
+        what: what was attempted, for the text.
+        link: where.
+    """
+    kind, detail = result
+    if kind == "unavailable":
+        return ServerUnavailable(
+            f"{what}: no connection to the server ({detail}); check that it runs at {link.where} and is reachable"
+        )
+    if kind == "no_answer":
+        return RequestTimeout(
+            f"{what}: the server at {link.where} did not answer within {link.request_timeout:g} s (request_timeout)"
+        )
+    if kind == "denied":
+        return AuthenticationFailed(
+            f"{what}: the server refuses this client ({detail}); check user, password, database and ACL of {link.where}"
+        )
+    if kind == "refused":
+        return ServerRefused(f"{what}: the server at {link.where} answered: {detail}")
+    if kind == "closed":
+        return EngineClosed(f"{what}: the service was closed meanwhile")
+    return ServerRefused(f"{what}: unexpected result {result!r}")
+
+
+def _who() -> str:
+    """Who this process is, for those who look at the list of locks or instances."""
+    service = os.environ.get("APP_NAME") or os.path.basename(sys.argv[0]) or "python"  # noqa: PTH119 - a name, not a path
+    return json.dumps(
+        {"host": socket.gethostname(), "pid": os.getpid(), "service": service[:120], "started": int(time.time() * 1000)}
+    )
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Leases are given back, within a bound, rather than left to run out."""
+    with _lock:
+        engines = list(_engines.values())
+        _engines.clear()
+    for shared in engines:
+        if shared.native.pid == os.getpid():
+            shared.native.close(_EXIT_LIMIT)
+
+
+def _in_child() -> None:
+    """The parent's engines stay the parent's: never used here, never dropped, and everything starts anew."""
+    global _generation, _lock, _engines
+    _lock = threading.Lock()
+    _of_parents.append(_engines)
+    _engines = {}
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -1,0 +1,491 @@
+"""One lock: acquire, hold, learn that it is lost, give back.
+
+The lease itself lives in the engine, which renews it whatever this interpreter does. A lock object holds no
+connection and no loop: it may be made at import time and used from several loops and threads, each of which
+is a holder or a waiter of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from dotmac.platform import _semconv
+from dotmac.platform.connection.clients import target_from_client
+from dotmac.platform.connection.engine import Link, LoopSide, failure
+from dotmac.platform.distributed_locks.arguments import (
+    check_name,
+    check_on_lost,
+    check_patience,
+    check_timeout,
+)
+from dotmac.platform.errors import (
+    DeadlockDetected,
+    InvalidArgument,
+    LockLost,
+    LockNotOwned,
+    LockTimeout,
+    ServerUnavailable,
+)
+from dotmac.platform.observability import metrics, tracing
+from dotmac.platform.observability.unified_logging import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import TracebackType
+
+    from dotmac.platform import _native
+
+__all__ = ["DistributedLock", "LostSignal"]
+
+_log = get_logger(__name__)
+_thread = threading.local()
+_thread_numbers = itertools.count(1)
+
+
+class LostSignal:
+    """Whether, and when, a lock is lost.
+
+    True in a condition once the lease has ended before it was given back; awaited, it returns the reason then.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: _Held | None) -> None:
+        self._held = held
+
+    def __bool__(self) -> bool:
+        return self._held is not None and self._held.loss() is not None
+
+    def __repr__(self) -> str:
+        return f"<LostSignal {self.reason or 'not lost'}>"
+
+    @property
+    def reason(self) -> str | None:
+        """Why the lock was lost; None while it is held or after it was given back."""
+        return None if self._held is None else self._held.loss()
+
+    def is_set(self) -> bool:
+        """The same as its truth value."""
+        return bool(self)
+
+    def __await__(self) -> Generator[Any, None, str]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> str:
+        if self._held is None:
+            raise LockNotOwned("the lock is not held, so it can't be lost")
+        reason = self._held.loss()
+        if reason is None:
+            future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            self._held.waiters.append(future)
+            reason = await future
+        return reason
+
+
+class _Held:
+    """One holder's lease, and whom to tell when it is lost."""
+
+    __slots__ = ("cancelled", "cancelling", "lease", "name", "on_lost", "reason", "side", "since", "task", "waiters")
+
+    def __init__(self, name: str, lease: _native.Lease, side: LoopSide | None) -> None:
+        self.name = name
+        self.lease = lease
+        self.side = side
+        self.task: asyncio.Task[Any] | None = None
+        self.on_lost: Literal["cancel", "flag"] = "flag"
+        self.cancelling = 0
+        self.cancelled = False
+        self.reason: str | None = None
+        self.waiters: list[asyncio.Future[str]] = []
+        self.since = time.perf_counter()
+        if side is not None:
+            side.watchers[lease.id] = self.tell
+
+    def loss(self) -> str | None:
+        return self.reason or self.lease.loss
+
+    def tell(self, reason: str | None) -> None:
+        """Runs in the holder's loop when the engine reports the loss."""
+        self.reason = reason or "the lease ended"
+        metrics.counter(_semconv.LOCK_LOSSES).add(1)
+        _log.warning("lock lost", lock=self.name, reason=self.reason)
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.get_loop().call_soon_threadsafe(_resolve, waiter, self.reason)
+        if self.on_lost == "cancel" and self.task is not None:
+            self.cancelled = True
+            self.task.cancel(f"lock {self.name!r} lost: {self.reason}")
+
+    def settle(self) -> None:
+        """It is over: nobody is told any more."""
+        if self.side is not None:
+            self.side.watchers.pop(self.lease.id, None)
+        metrics.histogram(_semconv.LOCK_HOLD_DURATION).record(time.perf_counter() - self.since)
+        for waiter in self.waiters:
+            waiter.get_loop().call_soon_threadsafe(waiter.cancel)
+
+
+def _resolve(future: asyncio.Future[str], reason: str) -> None:
+    if not future.done():
+        future.set_result(reason)
+
+
+class DistributedLock:
+    """A lock on one name, for `async with`, `with`, or by hand.
+
+    Args:
+        redis_client: a redis-py or valkey-py client (only its connection parameters are read) or a URL.
+        name: name of the lock, 1 to 1,024 bytes of UTF-8.
+        timeout: length of the lease, seconds, 0.1 to 30 days. The engine renews it about three times per
+            lease for as long as the process lives; it is how long others wait after this process died.
+        blocking_timeout: seconds to wait for the lock at most; None waits without limit, 0 only tries.
+        auto_renewal: False for a lease that ends after `timeout`, whatever the holder does.
+        on_lost: "cancel" ends an `async with` body by cancelling it into `LockLost`; "flag" only sets `lost`.
+        owner: a token that names the owner instead of the task or thread that acquires.
+        namespace: first part of the server's keys; locks of different namespaces never meet.
+
+    Raises: InvalidArgument: an argument is out of its range. UnreadableClient: the client can't be read.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        redis_client: object,
+        name: str,
+        timeout: float | None = None,
+        *,
+        blocking_timeout: float | None = None,
+        auto_renewal: bool = True,
+        on_lost: Literal["cancel", "flag"] = "cancel",
+        owner: str | None = None,
+        namespace: str = "dotmac",
+        detect_deadlocks: bool = True,
+    ) -> None:
+        if isinstance(redis_client, Link):
+            self._link = redis_client
+        elif isinstance(redis_client, str):
+            self._link = Link(redis_client, namespace=namespace)
+        else:
+            self._link = Link(target=target_from_client(redis_client), namespace=namespace)
+        self.name = check_name(name)
+        self.timeout = check_timeout(10.0 if timeout is None else timeout)
+        self._patience = check_patience(blocking_timeout)
+        self._fixed = not auto_renewal
+        self._on_lost = check_on_lost(on_lost)
+        self._owner = None if owner is None else check_name(owner, "owner")
+        self._detect = detect_deadlocks
+        self._held: dict[str, _Held] = {}
+
+    def __repr__(self) -> str:
+        return f"<DistributedLock {self.name!r} timeout={self.timeout:g} {'held' if self.held else 'not held'}>"
+
+    # ---- what is known of it
+
+    @property
+    def held(self) -> bool:
+        """True while this task or thread holds it and its lease has not run out, judged now."""
+        held = self._mine()
+        return held is not None and held.lease.held
+
+    @property
+    def fencing_token(self) -> int:
+        """The token of this holding: larger than that of every earlier holder of this lock.
+
+        Raises: LockLost: the lease has ended. LockNotOwned: it is not held.
+        """
+        return self._valid().lease.fence
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the lease ends if no further heartbeat is confirmed."""
+        return self._valid().lease.remaining
+
+    @property
+    def lost(self) -> LostSignal:
+        """Whether it is lost; awaitable."""
+        return LostSignal(self._mine())
+
+    # ---- asynchronous
+
+    async def acquire(self, *, blocking: bool = True, blocking_timeout: float | None = None) -> bool:
+        """Acquires the lock.
+
+        Args:
+            blocking: False only tries.
+            blocking_timeout: seconds to wait at most, instead of the lock's own.
+        Returns: True when it is held, False when it was not to be had in that time.
+        Raises:
+            DeadlockDetected: waiting would have closed a cycle; also when this task holds it already.
+            ServerUnavailable, RequestTimeout, AuthenticationFailed, ServerRefused: the server's side failed.
+        """
+        try:
+            await self._acquire(self._wait_for(blocking, blocking_timeout))
+        except LockTimeout:
+            return False
+        return True
+
+    async def release(self) -> None:
+        """Gives the lock back; returns when the server has confirmed it.
+
+        If it is cancelled, or the server does not answer in time, the engine repeats the release until it is
+        answered.
+
+        Raises: LockLost: the lease had ended before. LockNotOwned: it is not held.
+            ServerUnavailable: the server could not confirm it in time.
+        """
+        held = self._take()
+        side = await self._link.side()
+        if side.loop is not getattr(held.side, "loop", None):
+            held.lease.drop()
+            if held.loss() is not None:
+                raise self._lost_error(held)
+            return
+        self._released(held, await side.bridge.release(held.lease))
+
+    async def extend(self, timeout: float | None = None) -> None:
+        """Sets the length of the lease anew, from now on.
+
+        Args: timeout: seconds; None for the lock's own. A lease without renewal ends that long after now.
+        Raises: LockLost: it has ended. LockNotOwned: it is not held. ServerUnavailable: no answer in time.
+        """
+        length = self.timeout if timeout is None else check_timeout(timeout)
+        held = self._valid()
+        side = await self._link.side()
+        self._extended(held, await side.bridge.extend(held.lease, int(length * 1e6)))
+
+    async def __aenter__(self) -> Self:
+        held = await self._acquire(self._patience)
+        task = asyncio.current_task()
+        held.task, held.on_lost = task, self._on_lost
+        held.cancelling = 0 if task is None else task.cancelling()
+        if held.reason is not None:
+            # Lost between the grant and here.
+            self._take()
+            raise self._lost_error(held)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        held = self._held.pop(self._scope(), None)
+        if held is None:  # released by hand in the body
+            return
+        held.task = None
+        held.settle()
+        if held.cancelled and held.side is not None:
+            task = asyncio.current_task()
+            ours = task is not None and task.uncancel() <= held.cancelling
+            if ours and isinstance(error, asyncio.CancelledError):
+                raise self._lost_error(held) from error
+        if held.loss() is not None:
+            if error is None and self._on_lost == "cancel":
+                raise self._lost_error(held)
+            return
+        side = held.side
+        if side is None or side.loop is not asyncio.get_running_loop():
+            held.lease.drop()
+            return
+        result = await side.bridge.release(held.lease)
+        if result is True:
+            return
+        if error is None:
+            self._judge_release(held, result)
+        else:
+            _log.warning("release not confirmed", lock=self.name, result=str(result))
+
+    # ---- synchronous
+
+    def acquire_sync(self, *, blocking: bool = True, blocking_timeout: float | None = None) -> bool:
+        """`acquire` for threads without an event loop."""
+        try:
+            self._acquire_sync(self._wait_for(blocking, blocking_timeout))
+        except LockTimeout:
+            return False
+        return True
+
+    def release_sync(self) -> None:
+        """`release` for threads without an event loop."""
+        held = self._take()
+        self._released(held, self._link.engine().release(held.lease))
+
+    def extend_sync(self, timeout: float | None = None) -> None:
+        """`extend` for threads without an event loop."""
+        length = self.timeout if timeout is None else check_timeout(timeout)
+        held = self._valid()
+        self._extended(held, self._link.engine().extend(held.lease, int(length * 1e6)))
+
+    def __enter__(self) -> Self:
+        _refuse_in_loop(self.name)
+        self._acquire_sync(self._patience)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        held = self._held.pop(self._scope(), None)
+        if held is None:
+            return
+        held.settle()
+        if held.loss() is not None:
+            if error is None and self._on_lost == "cancel":
+                raise self._lost_error(held)
+            return
+        result = self._link.engine().release(held.lease)
+        if result is True:
+            return
+        if error is None:
+            self._judge_release(held, result)
+        else:
+            _log.warning("release not confirmed", lock=self.name, result=str(result))
+
+    # ---- inside
+
+    def _wait_for(self, blocking: bool, blocking_timeout: float | None) -> float | None:
+        if not blocking:
+            if blocking_timeout is not None:
+                raise InvalidArgument("blocking_timeout", blocking_timeout, "leave it out when blocking is False")
+            return 0.0
+        return self._patience if blocking_timeout is None else check_patience(blocking_timeout)
+
+    def _scope(self) -> str:
+        """Who is asking: a task, a thread, or the token that was given."""
+        if self._owner is not None:
+            return f"={self._owner}"
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        if task is not None:
+            return f"{id(task):x}.{task.get_name()}"
+        number: int | None = getattr(_thread, "number", None)
+        if number is None:
+            number = _thread.number = next(_thread_numbers)
+        return f"t{number}"
+
+    def _mine(self) -> _Held | None:
+        held = self._held.get(self._scope())
+        if held is None and len(self._held) == 1:
+            # Acquired in one task and used in another: there is no doubt which holding is meant.
+            held = next(iter(self._held.values()))
+        return held
+
+    def _valid(self) -> _Held:
+        held = self._mine()
+        if held is None:
+            raise LockNotOwned(f"lock {self.name!r} is not held by this object")
+        if not held.lease.held:
+            raise self._lost_error(held)
+        return held
+
+    def _take(self) -> _Held:
+        held = self._mine()
+        if held is None:
+            raise LockNotOwned(f"lock {self.name!r} is not held by this object")
+        for scope in [scope for scope, known in self._held.items() if known is held]:
+            del self._held[scope]
+        held.settle()
+        return held
+
+    def _lost_error(self, held: _Held) -> LockLost:
+        return LockLost(f"lock {self.name!r} (fencing token {held.lease.fence}) was lost: {held.loss()}")
+
+    def _before(self, patience: float | None) -> tuple[str, str, int, bool, bool, int | None]:
+        scope = self._scope()
+        before = self._held.get(scope)
+        if before is not None and before.loss() is not None:
+            # A holding that was lost and never given back ends when the lock is asked for again.
+            del self._held[scope]
+            before.settle()
+        owner = scope if self._detect else f"{scope}#{time.monotonic_ns():x}"
+        waits = patience is None or patience > 0
+        limit = int(patience * 1e6) if patience and waits else None
+        return scope, owner, int(self.timeout * 1e6), self._fixed, waits, limit
+
+    async def _acquire(self, patience: float | None) -> _Held:
+        side = self._link.ready_side()
+        if side is None:
+            side = await self._link.side()
+        scope, owner, *rest = self._before(patience)
+        started = time.perf_counter()
+        with tracing.span(_semconv.SPAN_LOCK_ACQUIRE):
+            future, request = side.bridge.acquire(self.name, owner, *rest)
+            try:
+                result = await future
+            except BaseException:
+                if future.done() and not future.cancelled():
+                    # Granted while we were cancelled: given back when the lease object goes.
+                    del future
+                else:
+                    side.bridge.cancel(request)
+                raise
+            return self._granted(scope, result, side, started)
+
+    def _acquire_sync(self, patience: float | None) -> _Held:
+        engine = self._link.engine()
+        scope, owner, *rest = self._before(patience)
+        started = time.perf_counter()
+        with tracing.span(_semconv.SPAN_LOCK_ACQUIRE):
+            return self._granted(scope, engine.acquire(self.name, owner, *rest), None, started)
+
+    def _granted(self, scope: str, result: Any, side: LoopSide | None, started: float) -> _Held:
+        if type(result) is tuple:
+            raise self._refusal(result, time.perf_counter() - started)
+        metrics.histogram(_semconv.LOCK_ACQUIRE_DURATION).record(time.perf_counter() - started)
+        held = self._held[scope] = _Held(self.name, result, side)
+        return held
+
+    def _refusal(self, result: tuple[str, Any], waited: float) -> Exception:
+        kind, detail = result
+        if kind == "not_free":
+            metrics.counter(_semconv.LOCK_CONTENTIONS).add(1)
+            metrics.counter(_semconv.LOCK_TIMEOUTS).add(1)
+            return LockTimeout(
+                f"lock {self.name!r} is held by another; its lease has {detail:.1f} s left before the next renewal"
+            )
+        if kind == "timed_out":
+            metrics.counter(_semconv.LOCK_CONTENTIONS).add(1)
+            metrics.counter(_semconv.LOCK_TIMEOUTS).add(1)
+            return LockTimeout(f"lock {self.name!r} was not granted within {waited:.2f} s (blocking_timeout)")
+        if kind == "deadlock":
+            metrics.counter(_semconv.LOCK_DEADLOCKS).add(1)
+            if len(detail) == 1:
+                return DeadlockDetected(
+                    f"lock {self.name!r} is already held by this task or thread, which would wait for itself", detail
+                )
+            ring = " → ".join(repr(name) for name in [*detail, detail[0]])
+            return DeadlockDetected(f"waiting for lock {self.name!r} would close a cycle: {ring}", detail)
+        return failure(result, f"acquiring lock {self.name!r}", self._link)
+
+    def _released(self, held: _Held, result: Any) -> None:
+        if result is not True:
+            self._judge_release(held, result)
+
+    def _judge_release(self, held: _Held, result: Any) -> None:
+        if result is False:
+            raise self._lost_error(held) if held.loss() else LockLost(
+                f"lock {self.name!r} (fencing token {held.lease.fence}) was no longer held when it was given back"
+            )
+        error = failure(result, f"releasing lock {self.name!r}", self._link)
+        if isinstance(error, ServerUnavailable):
+            error.add_note("the engine repeats the release until the server has answered")
+        raise error
+
+    def _extended(self, held: _Held, result: Any) -> None:
+        if result is True:
+            return
+        if result is False:
+            raise self._lost_error(held) if held.loss() else LockLost(f"lock {self.name!r} had ended before the extension")
+        raise failure(result, f"extending lock {self.name!r}", self._link)
+
+
+def _refuse_in_loop(name: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise InvalidArgument(
+        "with", name, "a running event loop would be blocked while waiting; write `async with` here"
+    )
