@@ -180,9 +180,17 @@ impl Lease {
         self.renewed.load(Ordering::Acquire)
     }
 
-    /// A heartbeat sent at `stamp` named it and the server accepted: the whole timeout counts from there.
+    /// The whole timeout counts, not only the claim window.
+    pub(crate) fn whole(&self) -> bool {
+        self.whole.load(Ordering::Acquire)
+    }
+
+    /// A heartbeat sent at `stamp` named it and the server accepted: the whole timeout counts from there, except
+    /// that a claim does not move the server's deadline of a fixed one.
     pub(crate) fn claimed(&self, stamp: Micros) {
-        self.base.fetch_max(stamp, Ordering::AcqRel);
+        if !self.fixed {
+            self.base.fetch_max(stamp, Ordering::AcqRel);
+        }
         self.whole.store(true, Ordering::Release);
         self.renewed.store(!self.fixed, Ordering::Release);
     }
@@ -248,6 +256,7 @@ mod tests {
     fn a_fixed_or_frozen_lease_is_not_extended() {
         let (fixed, clock) = lease(10_000_000, true, true);
         clock.confirm(9_000_000);
+        fixed.claimed(9_000_000);
         assert_eq!(fixed.valid_until(), 11_000_000 - drift(10_000_000));
         let (frozen, clock) = lease(10_000_000, false, true);
         frozen.freeze();

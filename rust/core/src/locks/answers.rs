@@ -5,7 +5,7 @@ use super::{
     REMEMBERED,
 };
 use crate::lease::{LossReason, Micros};
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 impl Client {
     /// Answer to an acquire.
@@ -31,7 +31,12 @@ impl Client {
                     self.events.push(Event::Deadlock(request.token, cycle));
                 }
             }
-            AcquireReply::NoSession => self.session_gone(now),
+            // Only the first of a pipeline: the others were asked under the session that is gone, too.
+            AcquireReply::NoSession => {
+                if self.session.open {
+                    self.session_gone(now, LossReason::SessionEnded);
+                }
+            }
             AcquireReply::Superseded => {}
         }
     }
@@ -57,8 +62,11 @@ impl Client {
             .cloned()
         {
             self.lose(&lease, reason);
-        } else if !self.requests.is_empty() && self.revoked_early.len() < REMEMBERED {
+        } else if !self.requests.is_empty() {
             self.revoked_early.insert(fence);
+            if self.revoked_early.len() > REMEMBERED {
+                self.revoked_early.pop_first();
+            }
         }
     }
 
@@ -80,18 +88,24 @@ impl Client {
 
     /// Answer to an extension: the stamp of the session's last heartbeat, or nothing if it is not held.
     pub fn on_extend(&mut self, id: u64, stamp: Option<Micros>) {
-        let Some(extension) = self.extensions.remove(&id) else {
+        let Some(extension) = self.drop_extension(id) else {
             return;
         };
-        self.session.remove(extension.timeout);
         match stamp {
             Some(stamp) if self.leases.contains_key(&extension.lease.id) => {
-                let base = if extension.lease.fixed {
+                let lease = &extension.lease;
+                let base = if lease.fixed && lease.whole() {
                     extension.since
                 } else {
                     stamp
                 };
-                self.reshape(&extension.lease, extension.timeout, Some(base));
+                // The server may have done a later one, too, whose answer is still to come.
+                let timeout = self
+                    .extending
+                    .range((lease.id, 0)..=(lease.id, u64::MAX))
+                    .filter_map(|(_, other)| self.extensions.get(other))
+                    .fold(extension.timeout, |least, other| least.min(other.timeout));
+                self.reshape(lease, timeout, Some(base));
                 self.events.push(Event::Extended(extension.token, true));
             }
             _ => {
@@ -101,7 +115,8 @@ impl Client {
         }
     }
 
-    /// A command failed on the server. The caller is told; nothing of it stays behind.
+    /// A command failed on the server. The caller is told; nothing of it stays behind. A release or a cancellation is
+    /// sent again later: as long as the session lives, nobody else would get the lock.
     pub fn on_refused(&mut self, command: &Command, why: &str) {
         let failure = Failure::Refused(why.to_owned());
         match command {
@@ -114,14 +129,15 @@ impl Client {
                 if let Some(token) = self.releases.get_mut(fence).and_then(|g| g.token.take()) {
                     self.events.push(Event::Failed(token, failure));
                 }
+                self.again.push(command.clone());
             }
             Command::Extend(id) => {
-                if let Some(extension) = self.extensions.remove(id) {
-                    self.session.remove(extension.timeout);
+                if let Some(extension) = self.drop_extension(*id) {
                     self.events.push(Event::Failed(extension.token, failure));
                 }
             }
-            Command::Cancel { .. } | Command::Heartbeat(_) => {}
+            Command::Cancel { .. } => self.again.push(command.clone()),
+            Command::Heartbeat(_) => {}
         }
     }
 
@@ -130,13 +146,15 @@ impl Client {
         if *sent.sid != *self.sid || sent.gen_ != self.session.gen_ {
             return;
         }
+        // A lease whose end has passed stays lost, however long this answer was on its way.
+        self.expire_leases(now);
         let HeartbeatReply::Alive {
             epoch,
             revoked,
             accepted,
         } = reply
         else {
-            self.session_gone(now);
+            self.session_gone(now, LossReason::SessionEnded);
             return;
         };
         let lost_data = self
@@ -146,7 +164,9 @@ impl Client {
             .is_some_and(|known| *known != epoch);
         self.session.epoch = Some(epoch);
         if lost_data && self.session.known {
-            self.lose_all(LossReason::Forgotten);
+            // It was an older command of ours that opened the session on the emptied server.
+            self.session_gone(now, LossReason::Forgotten);
+            return;
         }
         for entry in revoked.split_terminator(';') {
             if let Some((fence, reason)) = entry.split_once(' ')
@@ -157,7 +177,7 @@ impl Client {
         }
         self.session.acknowledge = revoked;
         self.session.clock.confirm(sent.stamp);
-        let accepted: HashSet<u64> = accepted.into_iter().collect();
+        let accepted: BTreeSet<u64> = accepted.into_iter().collect();
         for (_, fence) in &sent.claims {
             let Some(lease) = self
                 .by_fence
@@ -170,25 +190,18 @@ impl Client {
             if accepted.contains(fence) {
                 self.unclaimed.remove(&lease.id);
                 if !lease.renewed() {
+                    self.unwatch(&lease);
                     lease.claimed(sent.stamp);
-                    if lease.fixed {
-                        self.ends.insert((lease.valid_until(), lease.id));
-                    } else {
-                        self.groups
-                            .entry(lease.timeout())
-                            .or_default()
-                            .members
-                            .insert(lease.id);
-                    }
+                    self.watch(&lease);
                 }
             } else {
                 self.lose(&lease, LossReason::Forgotten);
             }
         }
         if !self.session.open && sent.mode != Mode::Keep {
-            self.opened(now, lost_data || sent.mode == Mode::Open);
+            self.opened(now, sent.mode == Mode::Open);
         }
-        if !self.unclaimed.is_empty() && sent.claims.len() >= CLAIMS {
+        if !self.unclaimed.is_empty() && sent.claims.len() >= CLAIMS && self.session.open {
             self.session.hurry(now);
         }
     }
@@ -211,45 +224,23 @@ impl Client {
                 name: name.clone(),
             });
         }
-        let mut again: Vec<_> = self.requests.keys().copied().collect();
-        again.sort_unstable();
-        for id in again {
-            if let Some(request) = self.requests.get_mut(&id) {
-                request.sid = self.sid.clone();
-                self.commands.push(Command::Acquire(id));
-            }
+        for (id, request) in &mut self.requests {
+            request.sid = self.sid.clone();
+            request.asked.get_or_insert(now);
+            self.commands.push(Command::Acquire(*id));
         }
         self.commands
             .extend(self.extensions.keys().map(|id| Command::Extend(*id)));
-        // Held leases are claimed again: a server that went back in time may have given them away.
-        let held: Vec<_> = self.leases.values().cloned().collect();
-        for lease in held {
-            if lease.renewed() {
-                lease.freeze();
-                if let Some(group) = self.groups.get_mut(&lease.timeout()) {
-                    group.members.remove(&lease.id);
-                }
-                self.ends.insert((lease.valid_until(), lease.id));
-            }
-            self.unclaimed.insert(lease.id);
+        if !self.unclaimed.is_empty() {
+            self.session.hurry(now);
         }
-        if self.unclaimed.is_empty() {
-            return;
-        }
-        self.heartbeat(now, Mode::Keep);
     }
 
-    pub(super) fn session_gone(&mut self, now: Micros) {
-        self.lose_all(LossReason::SessionEnded);
+    pub(super) fn session_gone(&mut self, now: Micros, reason: LossReason) {
+        self.lose_all(reason);
         self.session.renew();
         self.sid = self.session.sid().into();
-        // What the old session still had to give back or cancel ended with it.
-        for (_, giveback) in std::mem::take(&mut self.releases) {
-            if let Some(token) = giveback.token {
-                self.events.push(Event::Released(token, giveback.tries > 1));
-            }
-        }
-        self.cancels.clear();
+        // What was not given back yet still is to be: a fixed lease may outlive its session.
         self.heartbeat(now, Mode::Open);
     }
 }

@@ -31,13 +31,31 @@ impl Client {
             return;
         }
         self.by_fence.remove(&lease.fence);
-        if let Some(group) = self.groups.get_mut(&lease.timeout()) {
-            group.members.remove(&lease.id);
-        }
+        self.unwatch(lease);
         self.unclaimed.remove(&lease.id);
         self.session.remove(lease.timeout());
-        if self.groups.len() > 64 {
-            self.groups.retain(|_, group| !group.members.is_empty());
+    }
+
+    /// Enters the end of a lease into the index that fits it.
+    pub(super) fn watch(&mut self, lease: &Lease) {
+        if lease.renewed() {
+            let group = self.groups.entry(lease.timeout()).or_default();
+            group.members.insert(lease.id);
+            group.look_again = 0;
+        } else {
+            self.ends.insert((lease.valid_until(), lease.id));
+        }
+    }
+
+    /// Takes it out again; to be done before anything that it follows from is changed.
+    pub(super) fn unwatch(&mut self, lease: &Lease) {
+        if !lease.renewed() {
+            self.ends.remove(&(lease.valid_until(), lease.id));
+        } else if let Some(group) = self.groups.get_mut(&lease.timeout()) {
+            group.members.remove(&lease.id);
+            if group.members.is_empty() {
+                self.groups.remove(&lease.timeout());
+            }
         }
     }
 
@@ -69,19 +87,9 @@ impl Client {
         let before = lease.timeout();
         self.session.add(0, timeout);
         self.session.remove(before);
+        self.unwatch(lease);
         lease.resize(timeout, base);
-        if !lease.renewed() {
-            self.ends.insert((lease.valid_until(), lease.id));
-        }
-        if let Some(group) = self.groups.get_mut(&before)
-            && group.members.remove(&lease.id)
-        {
-            self.groups
-                .entry(timeout)
-                .or_default()
-                .members
-                .insert(lease.id);
-        }
+        self.watch(lease);
     }
 
     pub(super) fn group_end(&self, timeout: Micros) -> Micros {

@@ -14,7 +14,7 @@ pub use wire::{AcquireReply, Ask, Command, Event, Failure, Heartbeat, HeartbeatR
 
 use crate::lease::{Lease, LossReason, Micros};
 use crate::session::Session;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Claims that one heartbeat carries at most, so that the script stays short.
@@ -32,7 +32,10 @@ pub struct Request {
     /// Session under which it was last sent.
     pub sid: Arc<str>,
     token: u64,
+    /// When the caller asked, or when its last place in the queue was lost.
     first: Micros,
+    /// When it was first sent under its number, if it was: no grant can be older.
+    asked: Option<Micros>,
     gives_up: Option<Micros>,
     waiting: bool,
 }
@@ -59,7 +62,7 @@ pub struct Extension {
 /// Leases of one length: their earliest end follows from one number.
 #[derive(Debug, Default)]
 struct Group {
-    members: HashSet<u64>,
+    members: BTreeSet<u64>,
     look_again: Micros,
 }
 
@@ -78,19 +81,22 @@ pub struct Client {
     away_since: Micros,
     last_error: String,
     sid: Arc<str>,
-    requests: HashMap<u64, Request>,
+    requests: BTreeMap<u64, Request>,
     patience: BTreeSet<(Micros, u64)>,
     cancels: BTreeMap<u64, (Arc<str>, Arc<str>)>,
-    releases: HashMap<u64, Giveback>,
-    extensions: HashMap<u64, Extension>,
-    leases: HashMap<u64, Arc<Lease>>,
+    releases: BTreeMap<u64, Giveback>,
+    extensions: BTreeMap<u64, Extension>,
+    /// Lease and extension, for those that are not answered.
+    extending: BTreeSet<(u64, u64)>,
+    /// Releases and cancellations that the server refused, to be sent again.
+    again: Vec<Command>,
+    leases: BTreeMap<u64, Arc<Lease>>,
     by_fence: HashMap<u64, u64>,
     groups: BTreeMap<Micros, Group>,
-    /// Ends of leases that heartbeats do not extend: unclaimed, frozen or fixed. An entry may be out of date; it is
-    /// looked at again when its time comes.
+    /// Ends of leases that heartbeats do not extend: unclaimed, frozen or fixed.
     ends: BTreeSet<(Micros, u64)>,
     unclaimed: BTreeSet<u64>,
-    revoked_early: HashSet<u64>,
+    revoked_early: BTreeSet<u64>,
     look_at_requests: Micros,
 }
 
@@ -108,17 +114,19 @@ impl Client {
             connected: false,
             away_since: 0,
             last_error: String::from("not connected yet"),
-            requests: HashMap::new(),
+            requests: BTreeMap::new(),
             patience: BTreeSet::new(),
             cancels: BTreeMap::new(),
-            releases: HashMap::new(),
-            extensions: HashMap::new(),
-            leases: HashMap::new(),
+            releases: BTreeMap::new(),
+            extensions: BTreeMap::new(),
+            extending: BTreeSet::new(),
+            again: Vec::new(),
+            leases: BTreeMap::new(),
             by_fence: HashMap::new(),
             groups: BTreeMap::new(),
             ends: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
-            revoked_early: HashSet::new(),
+            revoked_early: BTreeSet::new(),
             look_at_requests: 0,
         }
     }
@@ -144,6 +152,7 @@ impl Client {
             sid: self.sid.clone(),
             token,
             first: now,
+            asked: self.session.open.then_some(now),
             gives_up,
             waiting: false,
         };
@@ -184,6 +193,7 @@ impl Client {
             self.reshape(lease, timeout, None);
         }
         let id = self.fresh();
+        self.extending.insert((lease.id, id));
         self.extensions.insert(
             id,
             Extension {
@@ -229,6 +239,17 @@ impl Client {
         self.connected = true;
         self.session.gen_ += 1;
         self.session.open = false;
+        // Held leases are claimed again, and count on no heartbeat before: a server that went back in time may have
+        // given them away.
+        let held: Vec<_> = self.leases.values().cloned().collect();
+        for lease in held {
+            self.unclaimed.insert(lease.id);
+            if lease.renewed() {
+                self.unwatch(&lease);
+                lease.freeze();
+                self.watch(&lease);
+            }
+        }
         self.heartbeat(
             now,
             if self.session.known {
@@ -248,6 +269,7 @@ impl Client {
         self.session.open = false;
         self.last_error = why;
         self.commands.clear();
+        self.again.clear();
     }
 
     /// The server will not have us: nothing that waits can succeed.

@@ -1,6 +1,6 @@
 //! Requests from their grant or withdrawal on, and the ways in which all of them end.
 
-use super::{Client, Command, Event, Failure, Mode, Request};
+use super::{Client, Command, Event, Extension, Failure, Mode, Request};
 use crate::lease::{Lease, Micros};
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ impl Client {
         };
         let ask = request.ask.clone();
         let base = if ask.fixed && claimed {
-            request.first
+            request.asked.unwrap_or(request.first)
         } else {
             stamp
         };
@@ -29,9 +29,6 @@ impl Client {
         ));
         if self.revoked_early.remove(&fence) || !lease.held_at(now) {
             // Too late to be believed: it is given back, and the wait goes on under a new number.
-            if lease.release() {
-                self.give_back(now, &lease, None);
-            }
             self.ask_again(now, id);
             return;
         }
@@ -46,20 +43,11 @@ impl Client {
         }
         self.by_fence.insert(fence, id);
         self.leases.insert(id, lease.clone());
-        if claimed && !ask.fixed {
-            self.groups
-                .entry(ask.timeout)
-                .or_default()
-                .members
-                .insert(id);
-        } else {
-            self.ends.insert((lease.valid_until(), id));
-        }
+        self.watch(&lease);
         if !claimed {
             self.unclaimed.insert(id);
-            if self.session.open {
-                self.heartbeat(now, Mode::Keep);
-            }
+            // One heartbeat claims all grants that came in one batch.
+            self.session.hurry(now);
         }
         self.events.push(Event::Granted(request.token, lease));
     }
@@ -74,8 +62,13 @@ impl Client {
         {
             self.patience.insert((at, fresh));
         }
-        request.first = now;
+        // Its old number may be in the queue again, or hold what came too late.
+        self.cancel_on_server(id, request.sid.clone(), request.ask.name.clone());
+        if request.waiting {
+            request.first = now;
+        }
         request.waiting = false;
+        request.asked = self.session.open.then_some(now);
         self.requests.insert(fresh, request);
         if self.session.open {
             self.heartbeat(now, Mode::Keep);
@@ -95,16 +88,28 @@ impl Client {
     /// Ends a request on our side and sees to it that the server's side ends too.
     pub(super) fn withdraw(&mut self, id: u64) -> Option<u64> {
         let request = self.drop_request(id)?;
-        self.cancels
-            .insert(id, (request.sid.clone(), request.ask.name.clone()));
+        if request.asked.is_some() {
+            self.cancel_on_server(id, request.sid, request.ask.name);
+        }
+        Some(request.token)
+    }
+
+    fn cancel_on_server(&mut self, id: u64, sid: Arc<str>, name: Arc<str>) {
+        self.cancels.insert(id, (sid.clone(), name.clone()));
         if self.session.open {
             self.commands.push(Command::Cancel {
                 request: id,
-                sid: request.sid,
-                name: request.ask.name,
+                sid,
+                name,
             });
         }
-        Some(request.token)
+    }
+
+    pub(super) fn drop_extension(&mut self, id: u64) -> Option<Extension> {
+        let extension = self.extensions.remove(&id)?;
+        self.extending.remove(&(extension.lease.id, id));
+        self.session.remove(extension.timeout);
+        Some(extension)
     }
 
     /// Why an answer is missing.
@@ -128,8 +133,12 @@ impl Client {
                 self.events.push(Event::Failed(token, failure.clone()));
             }
         }
-        for (_, extension) in std::mem::take(&mut self.extensions) {
-            self.session.remove(extension.timeout);
+        let all: Vec<u64> = self.extensions.keys().copied().collect();
+        for extension in all
+            .into_iter()
+            .filter_map(|id| self.drop_extension(id))
+            .collect::<Vec<_>>()
+        {
             self.events
                 .push(Event::Failed(extension.token, failure.clone()));
         }

@@ -14,13 +14,19 @@ impl Client {
         if let Some((at, _)) = self.patience.first() {
             next = next.min(*at);
         }
-        if !(self.requests.is_empty() && self.releases.is_empty() && self.extensions.is_empty()) {
+        if !(self.requests.is_empty()
+            && self.releases.is_empty()
+            && self.extensions.is_empty()
+            && self.again.is_empty())
+        {
             next = next.min(self.look_at_requests);
         }
         for (timeout, group) in &self.groups {
-            if !group.members.is_empty() {
-                next = next.min(self.group_end(*timeout).max(group.look_again));
+            let end = self.group_end(*timeout);
+            if end >= next {
+                break;
             }
+            next = next.min(end.max(group.look_again));
         }
         if let Some((at, _)) = self.ends.first() {
             next = next.min(*at);
@@ -51,6 +57,9 @@ impl Client {
         if now >= self.look_at_requests {
             self.look_at_requests = now + (self.request_timeout / 10).clamp(20_000, 500_000);
             self.expire_requests(now);
+            if self.session.open {
+                self.commands.append(&mut self.again);
+            }
         }
         // Before the session is open the opening heartbeat is on its way, and the driver's own timeout watches it.
         if self.session.open && now >= self.session.next_due() {
@@ -65,21 +74,13 @@ impl Client {
                 break;
             }
             self.ends.pop_first();
-            if let Some(lease) = self.leases.get(&id).filter(|lease| !lease.renewed()) {
-                let end = lease.valid_until();
-                if end <= now {
-                    ended.push(lease.clone());
-                } else {
-                    self.ends.insert((end, id));
-                }
-            }
+            ended.extend(self.leases.get(&id).cloned());
         }
         let due: Vec<Micros> = self
             .groups
             .iter()
-            .filter(|(timeout, group)| {
-                !group.members.is_empty() && self.group_end(**timeout).max(group.look_again) <= now
-            })
+            .take_while(|(timeout, _)| self.group_end(**timeout) <= now)
+            .filter(|(_, group)| group.look_again <= now)
             .map(|(timeout, _)| *timeout)
             .collect();
         for timeout in due {
@@ -142,8 +143,7 @@ impl Client {
             .map(|(id, _)| *id)
             .collect();
         for id in late {
-            if let Some(extension) = self.extensions.remove(&id) {
-                self.session.remove(extension.timeout);
+            if let Some(extension) = self.drop_extension(id) {
                 self.events
                     .push(Event::Failed(extension.token, absence.clone()));
             }
