@@ -39,7 +39,7 @@ if h then
   return {2, rest}
 end
 local f = next_fence(KEYS[5])
-local ends = ARGV[8] == '@' and '@' .. text(now + ARGV[5]) or ''
+local ends = ARGV[8] == '@' and fixed_end(ARGV[2], now, ARGV[5]) or ''
 redis.call('HSET', KEYS[2], name, '-' .. text(f) .. '\0' .. owner .. '\0' .. ARGV[2] .. '\0' .. ARGV[5] .. ends
   .. '\0' .. request .. '\0' .. ARGV[7])
 return {1, f, stamp}

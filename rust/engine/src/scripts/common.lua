@@ -48,6 +48,13 @@ local function parse(h)
   return fence, owner, sid, tonumber(timeout), tonumber(deadline), request
 end
 
+-- The text of a fixed deadline. The session's record is kept as long, or nobody would sweep the lease.
+local function fixed_end(sid, now, timeout)
+  local ends = text(now + timeout)
+  redis.call('ZADD', KEYS[6], 'GT', ends, sid)
+  return '@' .. ends
+end
+
 local function unclaimed(h) local b = h:byte(1) return b == 117 or b == 85 end
 
 -- Milliseconds that the lease has left; zero or less when it has ended.
@@ -90,7 +97,7 @@ local function grant_next(name, now)
       local seen, stamp = seen_of(sid)
       if seen and seen + math.min(tonumber(timeout), CLAIM) > now then
         local fence = text(next_fence(KEYS[5]))
-        local ends = fixed == '@' and '@' .. text(now + timeout) or ''
+        local ends = fixed == '@' and fixed_end(sid, now, timeout) or ''
         redis.call('HSET', KEYS[2], name, (q[2] and 'U' or 'u') .. fence .. '\0' .. owner .. '\0' .. sid .. '\0'
           .. timeout .. ends .. '\0' .. request .. '\0' .. since)
         redis.call('PUBLISH', ARGV[#ARGV] .. sid, 'g\0' .. name .. '\0' .. request .. '\0' .. fence .. '\0' .. stamp)

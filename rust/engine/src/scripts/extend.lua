@@ -9,6 +9,6 @@ if not h or h:sub(2, #ARGV[2] + 2) ~= ARGV[2] .. '\0' then return {0} end
 local now = judge(KEYS[5])
 if left(h, now) <= 0 then return {0} end
 local head, ends, tail = h:match('^(.%d+%z.-%z.-%z)%d+(@?)%d*(%z.*)$')
-if ends == '@' then ends = '@' .. text(now + ARGV[3]) end
+if ends == '@' then ends = fixed_end(ARGV[4], now, ARGV[3]) end
 redis.call('HSET', KEYS[2], ARGV[1], head .. ARGV[3] .. ends .. tail)
 return {1, stamp}
