@@ -9,8 +9,15 @@ if h then
 end
 if h then
   local fence, held_by, _, _, _, its = parse(h)
-  -- The same request again: its first answer was lost.
-  if its == request then return {unclaimed(h) and 5 or 1, tonumber(fence), stamp} end
+  -- The same request again: its first answer was lost. The stamp may be younger than a grant out of the queue: so a
+  -- fixed length counts anew from here, where its holder learns of it.
+  if its == request then
+    if ARGV[8] == '@' and unclaimed(h) then
+      local head, tail = h:match('^(.%d+%z.-%z.-%z%d+)@%d*(%z.*)$')
+      redis.call('HSET', KEYS[2], name, head .. fixed_end(ARGV[2], now, ARGV[5]) .. tail)
+    end
+    return {unclaimed(h) and 5 or 1, tonumber(fence), stamp}
+  end
   local rest = left(h, now)
   if ARGV[9] ~= 'w' then return {0, rest} end
   if redis.call('HGET', KEYS[4], 'r' .. request) then return {2, rest} end

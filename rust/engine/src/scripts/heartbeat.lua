@@ -45,7 +45,8 @@ if redis.call('ZCOUNT', KEYS[6], '-inf', now) > 0 then
   if cursor == '0' then redis.call('HSET', KEYS[5], 'p', text(now)) end
   local page = redis.call('HSCAN', KEYS[2], cursor, 'COUNT', 20)
   for i = 1, #page[2], 2 do
-    if left(page[2][i + 1], now) <= 0 then
+    -- A page may name an entry twice: the second time it is somebody else's.
+    if left(page[2][i + 1], now) <= 0 and redis.call('HGET', KEYS[2], page[2][i]) == page[2][i + 1] then
       revoke(page[2][i + 1], 'expired')
       grant_next(page[2][i], now)
     end
