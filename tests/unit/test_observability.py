@@ -1,7 +1,7 @@
 """Logs, metrics and traces.
 
-Promises: importing and calling `get_logger` configures nothing; messages are readable, fields kept; secrets never
-reach a record; trace ids do; `DEBUG=true` shows the platform's debug records on standard error, once;
+Promises: importing and calling `get_logger` configures nothing; messages are readable, fields kept; secrets
+never reach a record; trace ids do; `DEBUG=true` shows the platform's debug records on standard error, once;
 without an SDK spans and instruments do nothing, with one they carry the names and units of `_semconv`; every
 defined metric name follows the naming rules.
 """

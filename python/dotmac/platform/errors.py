@@ -2,7 +2,7 @@
 
     DotmacError
     ├── ConfigurationError (ValueError)        a setting is wrong; lists every one of them
-    ├── InvalidArgument (ValueError)           an argument of a call is wrong; names field, value, what is right
+    ├── InvalidArgument (ValueError)           an argument is wrong; names field, value, what is right
     ├── ServerUnavailable (ConnectionError)    the server could not be reached in time; retryable
     │   └── RequestTimeout (TimeoutError)      the server did not answer within the request's timeout
     ├── ServerRefused                          the server answered with an error (password, ACL, memory …)
@@ -32,8 +32,10 @@ can succeed later without a change. This module imports nothing of the platform.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "AuditError",
