@@ -13,6 +13,9 @@ pub type Micros = u64;
 /// A grant out of the queue counts this long at most until a heartbeat has claimed it.
 pub const CLAIM_WINDOW: Micros = 3_000_000;
 
+/// How long a claim waits for others to go with it; a small part of the claim window.
+pub const CLAIM_DELAY: Micros = 20_000;
+
 /// The shortest lease: two heartbeats at their shortest interval still fit.
 pub const SHORTEST: Micros = 100_000;
 

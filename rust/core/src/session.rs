@@ -132,9 +132,9 @@ impl Session {
         self.next_due
     }
 
-    /// Asks for a heartbeat at once.
-    pub fn hurry(&mut self, now: Micros) {
-        self.next_due = now;
+    /// Asks for a heartbeat at this time at the latest.
+    pub fn hurry(&mut self, at: Micros) {
+        self.next_due = self.next_due.min(at);
     }
 
     /// A heartbeat is on its way.

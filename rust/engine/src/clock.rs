@@ -17,7 +17,9 @@ pub fn now() -> Micros {
 
 /// Wall-clock milliseconds since 1970, for people to read only.
 pub fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 /// From now until `at`; nothing if it has passed, a minute at most.

@@ -104,7 +104,10 @@ async fn open(node: &Node) -> Result<Connection, End> {
     let limit = Duration::from_micros(node.target.connect_timeout);
     match timeout(limit, shake_hands(node)).await {
         Ok(done) => done,
-        Err(_) => Err(End::Lost(format!("no connection within {} ms", limit.as_millis()))),
+        Err(_) => Err(End::Lost(format!(
+            "no connection within {} ms",
+            limit.as_millis()
+        ))),
     }
 }
 
@@ -126,7 +129,10 @@ async fn shake_hands(node: &Node) -> Result<Connection, End> {
     }
     // Later subscriptions are confirmed by pushes alone; that they are allowed at all is found out here.
     wire::command(&mut out, &[b"SUBSCRIBE", channel.as_bytes()]);
-    writer.write_all(&out).await.map_err(|e| End::Lost(e.to_string()))?;
+    writer
+        .write_all(&out)
+        .await
+        .map_err(|e| End::Lost(e.to_string()))?;
     let mut buffer = BytesMut::with_capacity(READ_BUFFER);
     let hello = answer(&mut reader, &mut buffer).await?;
     if let Value::Error(text) = hello {
@@ -146,17 +152,30 @@ async fn shake_hands(node: &Node) -> Result<Connection, End> {
     if let Value::Error(text) = answer(&mut reader, &mut buffer).await? {
         return Err(End::Denied(format!("SUBSCRIBE: {text}")));
     }
-    let direct = if let Writer::Direct(direct) = &writer { Some(direct.clone()) } else { None };
+    let direct = if let Writer::Direct(direct) = &writer {
+        Some(direct.clone())
+    } else {
+        None
+    };
     node.lock().connected(direct, hashes);
-    Ok(Connection { reader, writer, buffer })
+    Ok(Connection {
+        reader,
+        writer,
+        buffer,
+    })
 }
 
 fn refusal(text: &str) -> End {
-    if ["WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH"].iter().any(|code| text.starts_with(code)) {
+    if ["WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH"]
+        .iter()
+        .any(|code| text.starts_with(code))
+    {
         return End::Denied(text.to_owned());
     }
     if text.starts_with("NOPROTO") || text.contains("unknown command") {
-        return End::Denied(format!("the server does not speak RESP3, which Redis 6 or Valkey is needed for: {text}"));
+        return End::Denied(format!(
+            "the server does not speak RESP3, which Redis 6 or Valkey is needed for: {text}"
+        ));
     }
     End::Lost(text.to_owned())
 }
@@ -185,8 +204,16 @@ fn next_frame(buffer: &mut BytesMut) -> Result<Option<BytesFrame>, String> {
 }
 
 async fn serve(node: &Node, mut connection: Connection) -> End {
-    let Connection { reader, writer, buffer } = &mut connection;
-    let direct: Option<Direct> = if let Writer::Direct(direct) = &*writer { Some(direct.clone()) } else { None };
+    let Connection {
+        reader,
+        writer,
+        buffer,
+    } = &mut connection;
+    let direct: Option<Direct> = if let Writer::Direct(direct) = &*writer {
+        Some(direct.clone())
+    } else {
+        None
+    };
     let mut timer = pin!(sleep(Duration::ZERO));
     let mut armed = 0;
     loop {
@@ -196,7 +223,11 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
             state.settle();
             let done = state.flush();
             // TLS: nobody but this thread writes.
-            let out = if direct.is_none() && state.has_out() { Some(state.take_out()) } else { None };
+            let out = if direct.is_none() && state.has_out() {
+                Some(state.take_out())
+            } else {
+                None
+            };
             if state.closing && state.quiet() && out.is_none() {
                 return End::Closed;
             }
@@ -210,7 +241,9 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
         }
         if next != armed {
             armed = next;
-            timer.as_mut().reset(tokio::time::Instant::now() + clock::until(next));
+            timer
+                .as_mut()
+                .reset(tokio::time::Instant::now() + clock::until(next));
         }
         buffer.reserve(READ_BUFFER / 4);
         tokio::select! {

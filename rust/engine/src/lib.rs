@@ -82,7 +82,11 @@ impl Done {
             if left.is_zero() {
                 return false;
             }
-            flag = self.changed.wait_timeout(flag, left).unwrap_or_else(PoisonError::into_inner).0;
+            flag = self
+                .changed
+                .wait_timeout(flag, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         true
     }
@@ -102,23 +106,33 @@ impl Engine {
     pub fn start(settings: &Settings) -> std::io::Result<Self> {
         let node = Arc::new(Node::new(settings));
         let done = Arc::new(Done::default());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let (theirs, ended) = (node.clone(), done.clone());
-        std::thread::Builder::new().name(String::from("dotmac-engine")).spawn(move || {
-            let work = std::panic::AssertUnwindSafe(|| runtime.block_on(driver::run(&theirs)));
-            if std::panic::catch_unwind(work).is_err() {
-                // A defect of ours must not leave anybody waiting.
-                let mut state = theirs.lock();
-                state.denied("the engine thread has failed; this is a defect of dotmac-platform");
-                state.close();
-                state.ended = true;
-                let wake = state.take_wake();
-                drop(state);
-                wake.iter().for_each(|ring| ring.signal());
-            }
-            ended.set();
-        })?;
-        Ok(Self { node, pid: std::process::id(), done })
+        std::thread::Builder::new()
+            .name(String::from("dotmac-engine"))
+            .spawn(move || {
+                let work = std::panic::AssertUnwindSafe(|| runtime.block_on(driver::run(&theirs)));
+                if std::panic::catch_unwind(work).is_err() {
+                    // A defect of ours must not leave anybody waiting.
+                    let mut state = theirs.lock();
+                    state.denied(
+                        "the engine thread has failed; this is a defect of dotmac-platform",
+                    );
+                    state.close();
+                    state.ended = true;
+                    let wake = state.take_wake();
+                    drop(state);
+                    wake.iter().for_each(|ring| ring.signal());
+                }
+                ended.set();
+            })?;
+        Ok(Self {
+            node,
+            pid: std::process::id(),
+            done,
+        })
     }
 
     /// Gives every lease back, closes the session, ends the thread; waits for `limit` at most. True if all was said

@@ -251,7 +251,14 @@ impl State {
         if self.client.session.open {
             self.send_call(id, &call);
         }
-        self.calls.insert(id, Pending { call, sink, since: clock::now() });
+        self.calls.insert(
+            id,
+            Pending {
+                call,
+                sink,
+                since: clock::now(),
+            },
+        );
     }
 
     /// Calls a script now and again whenever the session had to be opened anew, until `unbind`.
@@ -282,7 +289,9 @@ impl State {
         self.client.close(clock::now());
         self.settle();
         for (_, pending) in std::mem::take(&mut self.calls) {
-            pending.sink.put(Outcome::Failed(Failure::Closed), &mut self.wake);
+            pending
+                .sink
+                .put(Outcome::Failed(Failure::Closed), &mut self.wake);
         }
         if self.client.session.open {
             let sid = self.client.session.sid();
@@ -328,15 +337,22 @@ impl State {
         }
         self.client.tick(now);
         self.settle();
-        let late: Vec<u64> =
-            self.calls.iter().filter(|(_, p)| p.since + self.request_timeout <= now).map(|(id, _)| *id).collect();
+        let late: Vec<u64> = self
+            .calls
+            .iter()
+            .filter(|(_, p)| p.since + self.request_timeout <= now)
+            .map(|(id, _)| *id)
+            .collect();
         for id in late {
             if let Some(pending) = self.calls.remove(&id) {
                 let failure = self.client.absence();
                 pending.sink.put(Outcome::Failed(failure), &mut self.wake);
             }
         }
-        if self.connected && !self.expected.is_empty() && self.busy_since + self.request_timeout <= now {
+        if self.connected
+            && !self.expected.is_empty()
+            && self.busy_since + self.request_timeout <= now
+        {
             return Err(format!("no answer for {} ms", self.request_timeout / 1000));
         }
         Ok(())
@@ -382,7 +398,10 @@ impl State {
         self.client.disconnected(clock::now(), why.to_owned());
         self.client.denied(why);
         for (_, pending) in std::mem::take(&mut self.calls) {
-            pending.sink.put(Outcome::Failed(Failure::Denied(why.to_owned())), &mut self.wake);
+            pending.sink.put(
+                Outcome::Failed(Failure::Denied(why.to_owned())),
+                &mut self.wake,
+            );
         }
         self.settle();
     }
@@ -399,7 +418,9 @@ impl State {
 
     /// Writes to a plain socket; true when nothing is left or nothing can be written before a connection is there.
     pub fn flush(&mut self) -> bool {
-        let Some(direct) = &self.direct else { return self.out.is_empty() || !self.connected };
+        let Some(direct) = &self.direct else {
+            return self.out.is_empty() || !self.connected;
+        };
         while !self.out.is_empty() {
             match direct.try_write(&self.out) {
                 Ok(n) => {
@@ -415,8 +436,12 @@ impl State {
 
     /// A message that the server pushed.
     pub fn on_push(&mut self, value: &Value) {
-        let [kind, _, payload] = value.items() else { return };
-        let (Value::Bytes(kind), Value::Bytes(payload)) = (kind, payload) else { return };
+        let [kind, _, payload] = value.items() else {
+            return;
+        };
+        let (Value::Bytes(kind), Value::Bytes(payload)) = (kind, payload) else {
+            return;
+        };
         if &kind[..] != b"message" {
             return;
         }
@@ -426,7 +451,8 @@ impl State {
         match parts[..] {
             ["g", _, request, fence, stamp] => {
                 if let Some((sid, id)) = request.rsplit_once(':')
-                    && let (Ok(id), Ok(fence), Ok(stamp)) = (id.parse(), fence.parse(), stamp.parse())
+                    && let (Ok(id), Ok(fence), Ok(stamp)) =
+                        (id.parse(), fence.parse(), stamp.parse())
                 {
                     self.client.on_grant(now, sid, id, fence, stamp);
                 }
@@ -444,7 +470,10 @@ impl State {
     pub fn on_reply(&mut self, value: Value) -> Result<(), String> {
         let now = clock::now();
         self.busy_since = now;
-        let expect = self.expected.pop_front().ok_or("an answer that nothing had asked for")?;
+        let expect = self
+            .expected
+            .pop_front()
+            .ok_or("an answer that nothing had asked for")?;
         if let Value::Error(text) = &value {
             let text = text.clone();
             return self.on_error(expect, &text);
@@ -461,7 +490,12 @@ impl State {
         }
     }
 
-    fn on_command_reply(&mut self, now: Micros, command: Command, value: &Value) -> Result<(), String> {
+    fn on_command_reply(
+        &mut self,
+        now: Micros,
+        command: Command,
+        value: &Value,
+    ) -> Result<(), String> {
         match command {
             Command::Acquire(id) => self.client.on_acquire(now, id, wire::acquire_reply(value)?),
             Command::Release { fence, .. } => self.client.on_release(fence, value.int() == Some(1)),
@@ -497,15 +531,23 @@ impl State {
             return Ok(());
         }
         // The server is there but can't serve: a replica after a failover, or data still being loaded.
-        if ["LOADING", "READONLY", "MASTERDOWN", "NOAUTH"].iter().any(|code| text.starts_with(code)) {
+        if ["LOADING", "READONLY", "MASTERDOWN", "NOAUTH"]
+            .iter()
+            .any(|code| text.starts_with(code))
+        {
             return Err(text.to_owned());
         }
         match expect {
-            Expect::Command(Command::Heartbeat(_)) => return Err(format!("the heartbeat was refused: {text}")),
+            Expect::Command(Command::Heartbeat(_)) => {
+                return Err(format!("the heartbeat was refused: {text}"));
+            }
             Expect::Command(command) => self.client.on_refused(&command, text),
             Expect::Call(id) => {
                 if let Some(pending) = self.calls.remove(&id) {
-                    pending.sink.put(Outcome::Failed(Failure::Refused(text.to_owned())), &mut self.wake);
+                    pending.sink.put(
+                        Outcome::Failed(Failure::Refused(text.to_owned())),
+                        &mut self.wake,
+                    );
                 }
             }
             Expect::Ignore => {}
@@ -550,14 +592,25 @@ impl State {
     }
 
     fn on_opened(&mut self, fresh: bool) {
-        let waiting: Vec<_> = self.calls.iter().map(|(id, p)| (*id, p.call.clone())).collect();
+        let waiting: Vec<_> = self
+            .calls
+            .iter()
+            .map(|(id, p)| (*id, p.call.clone()))
+            .collect();
         if fresh {
             self.counts.sessions += 1;
             for call in self.bound.values().cloned().collect::<Vec<_>>() {
                 self.next_token += 1;
                 let id = self.next_token;
                 self.send_call(id, &call);
-                self.calls.insert(id, Pending { call, sink: Sink::Nobody, since: clock::now() });
+                self.calls.insert(
+                    id,
+                    Pending {
+                        call,
+                        sink: Sink::Nobody,
+                        since: clock::now(),
+                    },
+                );
             }
         }
         for (id, call) in waiting {
@@ -572,7 +625,10 @@ impl State {
     }
 
     fn next_call_timeout(&self) -> Micros {
-        self.calls.values().next().map_or(Micros::MAX, |p| p.since + self.request_timeout)
+        self.calls
+            .values()
+            .next()
+            .map_or(Micros::MAX, |p| p.since + self.request_timeout)
     }
 
     // ---- bytes
@@ -648,7 +704,9 @@ impl State {
         let mut c = itoa::Buffer::new();
         match command {
             Command::Acquire(id) => {
-                let Some(request) = self.client.request(*id) else { return false };
+                let Some(request) = self.client.request(*id) else {
+                    return false;
+                };
                 let (ask, sid) = (request.ask.clone(), request.sid.clone());
                 let number = format!("{sid}:{id}");
                 let owner = format!("{sid}/{}", ask.owner);
@@ -670,14 +728,24 @@ impl State {
                 );
             }
             Command::Release { name, fence } => {
-                self.write_script(Script::Release, None, &[name.as_bytes(), a.format(*fence).as_bytes(), inbox]);
+                self.write_script(
+                    Script::Release,
+                    None,
+                    &[name.as_bytes(), a.format(*fence).as_bytes(), inbox],
+                );
             }
             Command::Cancel { request, sid, name } => {
                 let number = format!("{sid}:{request}");
-                self.write_script(Script::Cancel, None, &[name.as_bytes(), number.as_bytes(), inbox]);
+                self.write_script(
+                    Script::Cancel,
+                    None,
+                    &[name.as_bytes(), number.as_bytes(), inbox],
+                );
             }
             Command::Extend(id) => {
-                let Some(extension) = self.client.extension(*id) else { return false };
+                let Some(extension) = self.client.extension(*id) else {
+                    return false;
+                };
                 let (lease, timeout) = (extension.lease.clone(), extension.timeout / 1000);
                 let sid = self.client.session.sid();
                 self.write_script(
@@ -705,10 +773,18 @@ impl State {
             let channel = [inbox, heartbeat.sid.as_bytes()].concat();
             wire::command(&mut self.out, &[b"SUBSCRIBE", &channel]);
         }
-        let who = if opening { self.who.clone() } else { String::new() };
+        let who = if opening {
+            self.who.clone()
+        } else {
+            String::new()
+        };
         let (gen_, stamp) = (heartbeat.gen_.to_string(), heartbeat.stamp.to_string());
         let longest = heartbeat.longest.div_ceil(1000).to_string();
-        let fences: Vec<String> = heartbeat.claims.iter().map(|(_, fence)| fence.to_string()).collect();
+        let fences: Vec<String> = heartbeat
+            .claims
+            .iter()
+            .map(|(_, fence)| fence.to_string())
+            .collect();
         let mode: &[u8] = match heartbeat.mode {
             Mode::Open => b"n",
             Mode::Resume => b"r",

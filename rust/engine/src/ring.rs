@@ -22,7 +22,11 @@ impl Ring {
     /// A ring with its own descriptor.
     pub fn new() -> std::io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { items: Mutex::default(), signalled: AtomicBool::new(false), fd })
+        Ok(Self {
+            items: Mutex::default(),
+            signalled: AtomicBool::new(false),
+            fd,
+        })
     }
 
     /// The descriptor that becomes readable when there is something to drain.
@@ -32,7 +36,10 @@ impl Ring {
 
     /// Adds a result; `signal` has to follow.
     pub fn push(&self, slot: u64, outcome: Outcome) {
-        self.items.lock().unwrap_or_else(PoisonError::into_inner).push((slot, outcome));
+        self.items
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((slot, outcome));
     }
 
     /// Wakes the loop, unless a wake-up is already on its way.
@@ -70,7 +77,11 @@ impl Parker {
             if left.is_zero() {
                 return None;
             }
-            outcome = self.arrived.wait_timeout(outcome, left).unwrap_or_else(PoisonError::into_inner).0;
+            outcome = self
+                .arrived
+                .wait_timeout(outcome, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         outcome.take()
     }

@@ -41,11 +41,35 @@ pub const SCRIPTS: [(&str, &str); COUNT] = [
             include_str!("scripts/release.lua")
         ),
     ),
-    ("cancel", concat!(include_str!("scripts/common.lua"), include_str!("scripts/cancel.lua"))),
-    ("extend", concat!(include_str!("scripts/common.lua"), include_str!("scripts/extend.lua"))),
-    ("heartbeat", concat!(include_str!("scripts/common.lua"), include_str!("scripts/heartbeat.lua"))),
+    (
+        "cancel",
+        concat!(
+            include_str!("scripts/common.lua"),
+            include_str!("scripts/cancel.lua")
+        ),
+    ),
+    (
+        "extend",
+        concat!(
+            include_str!("scripts/common.lua"),
+            include_str!("scripts/extend.lua")
+        ),
+    ),
+    (
+        "heartbeat",
+        concat!(
+            include_str!("scripts/common.lua"),
+            include_str!("scripts/heartbeat.lua")
+        ),
+    ),
     ("close", include_str!("scripts/close.lua")),
-    ("list", concat!(include_str!("scripts/common.lua"), include_str!("scripts/list.lua"))),
+    (
+        "list",
+        concat!(
+            include_str!("scripts/common.lua"),
+            include_str!("scripts/list.lua")
+        ),
+    ),
 ];
 
 /// Keys of one partition, in the order in which common.lua numbers them. All carry the partition's hash tag.

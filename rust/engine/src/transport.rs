@@ -53,7 +53,11 @@ impl std::fmt::Display for Target {
 
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Target({self}, db {}, user {:?})", self.db, self.username)
+        write!(
+            f,
+            "Target({self}, db {}, user {:?})",
+            self.db, self.username
+        )
     }
 }
 
@@ -125,7 +129,9 @@ impl Writer {
                 while !data.is_empty() {
                     match direct.try_write(data) {
                         Ok(n) => data = &data[n..],
-                        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => direct.writable().await?,
+                        Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                            direct.writable().await?
+                        }
                         Err(e) => return Err(e),
                     }
                 }
@@ -138,20 +144,37 @@ impl Writer {
 /// Opens the socket.
 pub async fn connect(target: &Target) -> Result<(Reader, Writer), String> {
     if !target.path.is_empty() {
-        let stream = UnixStream::connect(&target.path).await.map_err(|e| e.to_string())?;
+        let stream = UnixStream::connect(&target.path)
+            .await
+            .map_err(|e| e.to_string())?;
         let (reader, writer) = stream.into_split();
-        return Ok((Reader::Unix(reader), Writer::Direct(Direct::Unix(Arc::new(writer)))));
+        return Ok((
+            Reader::Unix(reader),
+            Writer::Direct(Direct::Unix(Arc::new(writer))),
+        ));
     }
-    let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(|e| e.to_string())?;
+    let stream = TcpStream::connect((target.host.as_str(), target.port))
+        .await
+        .map_err(|e| e.to_string())?;
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     if !target.tls {
         let (reader, writer) = stream.into_split();
-        return Ok((Reader::Tcp(reader), Writer::Direct(Direct::Tcp(Arc::new(writer)))));
+        return Ok((
+            Reader::Tcp(reader),
+            Writer::Direct(Direct::Tcp(Arc::new(writer))),
+        ));
     }
-    let name = target.tls_server_name.clone().unwrap_or_else(|| target.host.clone());
-    let server = ServerName::try_from(name.clone()).map_err(|e| format!("TLS server name {name:?}: {e}"))?;
+    let name = target
+        .tls_server_name
+        .clone()
+        .unwrap_or_else(|| target.host.clone());
+    let server =
+        ServerName::try_from(name.clone()).map_err(|e| format!("TLS server name {name:?}: {e}"))?;
     let connector = TlsConnector::from(Arc::new(tls_config(target)?));
-    let stream = connector.connect(server, stream).await.map_err(|e| format!("TLS: {e}"))?;
+    let stream = connector
+        .connect(server, stream)
+        .await
+        .map_err(|e| format!("TLS: {e}"))?;
     let (reader, writer) = tokio::io::split(stream);
     Ok((Reader::Tls(reader), Writer::Tls(writer)))
 }
@@ -162,7 +185,9 @@ fn tls_config(target: &Target) -> Result<rustls::ClientConfig, String> {
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("TLS: {e}"))?;
     let builder = if target.tls_insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(insecure::NoCheck(provider)))
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(insecure::NoCheck(provider)))
     } else {
         let mut roots = rustls::RootCertStore::empty();
         if let Some(file) = &target.tls_ca {
@@ -173,7 +198,9 @@ fn tls_config(target: &Target) -> Result<rustls::ClientConfig, String> {
             let found = rustls_native_certs::load_native_certs();
             roots.add_parsable_certificates(found.certs);
             if roots.is_empty() {
-                return Err(String::from("TLS: no certificate authorities found on this machine; name a file by tls_ca"));
+                return Err(String::from(
+                    "TLS: no certificate authorities found on this machine; name a file by tls_ca",
+                ));
             }
         }
         builder.with_root_certificates(roots)
@@ -181,10 +208,14 @@ fn tls_config(target: &Target) -> Result<rustls::ClientConfig, String> {
     match (&target.tls_cert, &target.tls_key) {
         (Some(cert), Some(key)) => {
             let key = PrivateKeyDer::from_pem_file(key).map_err(|e| format!("{key}: {e}"))?;
-            builder.with_client_auth_cert(certificates(cert)?, key).map_err(|e| format!("TLS client certificate: {e}"))
+            builder
+                .with_client_auth_cert(certificates(cert)?, key)
+                .map_err(|e| format!("TLS client certificate: {e}"))
         }
         (None, None) => Ok(builder.with_no_client_auth()),
-        _ => Err(String::from("TLS: a client certificate needs both tls_cert and tls_key")),
+        _ => Err(String::from(
+            "TLS: a client certificate needs both tls_cert and tls_key",
+        )),
     }
 }
 
@@ -225,7 +256,12 @@ mod insecure {
             cert: &CertificateDer<'_>,
             dss: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+            verify_tls12_signature(
+                message,
+                cert,
+                dss,
+                &self.0.signature_verification_algorithms,
+            )
         }
 
         fn verify_tls13_signature(
@@ -234,7 +270,12 @@ mod insecure {
             cert: &CertificateDer<'_>,
             dss: &DigitallySignedStruct,
         ) -> Result<HandshakeSignatureValid, Error> {
-            verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+            verify_tls13_signature(
+                message,
+                cert,
+                dss,
+                &self.0.signature_verification_algorithms,
+            )
         }
 
         fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

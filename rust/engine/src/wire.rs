@@ -37,14 +37,20 @@ impl Value {
             | BytesFrame::VerbatimString { data, .. }
             | BytesFrame::ChunkedString(data) => Self::Bytes(data),
             BytesFrame::SimpleError { data, .. } => Self::Error(data.to_string()),
-            BytesFrame::BlobError { data, .. } => Self::Error(String::from_utf8_lossy(&data).into_owned()),
+            BytesFrame::BlobError { data, .. } => {
+                Self::Error(String::from_utf8_lossy(&data).into_owned())
+            }
             BytesFrame::Array { data, .. } | BytesFrame::Push { data, .. } => {
                 Self::List(data.into_iter().map(Self::from_frame).collect())
             }
-            BytesFrame::Set { data, .. } => Self::List(data.into_iter().map(Self::from_frame).collect()),
-            BytesFrame::Map { data, .. } => {
-                Self::List(data.into_iter().flat_map(|(k, v)| [Self::from_frame(k), Self::from_frame(v)]).collect())
+            BytesFrame::Set { data, .. } => {
+                Self::List(data.into_iter().map(Self::from_frame).collect())
             }
+            BytesFrame::Map { data, .. } => Self::List(
+                data.into_iter()
+                    .flat_map(|(k, v)| [Self::from_frame(k), Self::from_frame(v)])
+                    .collect(),
+            ),
             BytesFrame::Hello { .. } => Self::Nil,
         }
     }
@@ -69,7 +75,11 @@ impl Value {
 
     /// The items of a list.
     pub fn items(&self) -> &[Value] {
-        if let Self::List(items) = self { items } else { &[] }
+        if let Self::List(items) = self {
+            items
+        } else {
+            &[]
+        }
     }
 }
 
@@ -114,7 +124,9 @@ pub fn acquire_reply(value: &Value) -> Result<AcquireReply, String> {
         },
         (Some(2), _) => Some(AcquireReply::Waiting),
         (Some(0), _) => Some(AcquireReply::NotFree(number(1).unwrap_or(0).unsigned_abs())),
-        (Some(-1), [_, cycle @ ..]) => Some(AcquireReply::Deadlock(cycle.iter().filter_map(Value::text).collect())),
+        (Some(-1), [_, cycle @ ..]) => Some(AcquireReply::Deadlock(
+            cycle.iter().filter_map(Value::text).collect(),
+        )),
         (Some(-2), _) => Some(AcquireReply::NoSession),
         (Some(-3), _) => Some(AcquireReply::Superseded),
         _ => None,
@@ -129,7 +141,11 @@ pub fn heartbeat_reply(value: &Value) -> Result<Option<HeartbeatReply>, String> 
         (Some(1), [_, epoch, _stamp, revoked, accepted @ ..]) => Ok(Some(HeartbeatReply::Alive {
             epoch: epoch.text().unwrap_or_default(),
             revoked: revoked.text().unwrap_or_default(),
-            accepted: accepted.iter().filter_map(Value::int).map(i64::unsigned_abs).collect(),
+            accepted: accepted
+                .iter()
+                .filter_map(Value::int)
+                .map(i64::unsigned_abs)
+                .collect(),
         })),
         (Some(0), _) => Ok(Some(HeartbeatReply::Gone)),
         (Some(-3), _) => Ok(None),
@@ -153,7 +169,11 @@ mod tests {
         let list = |items: &[i64]| Value::List(items.iter().map(|n| Value::Int(*n)).collect());
         assert_eq!(
             acquire_reply(&list(&[5, 7, 9])),
-            Ok(AcquireReply::Granted { fence: 7, stamp: 9, claimed: false })
+            Ok(AcquireReply::Granted {
+                fence: 7,
+                stamp: 9,
+                claimed: false
+            })
         );
         assert_eq!(acquire_reply(&list(&[2, 40])), Ok(AcquireReply::Waiting));
         assert!(acquire_reply(&list(&[1, 7])).is_err());

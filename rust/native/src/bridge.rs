@@ -58,7 +58,11 @@ impl Bridge {
         let this = slf.get();
         let node = this.engine.get().node(py)?;
         let future = this.create_future.bind(py).call0()?;
-        let slot = this.slots.lock().unwrap_or_else(PoisonError::into_inner).put(future.clone().unbind());
+        let slot = this
+            .slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .put(future.clone().unbind());
         let mut state = node.lock();
         let request = submit(&mut state, Sink::Ring(this.ring.clone(), slot));
         // Under load the bytes of one turn of the loop go out in one write, at its end.
@@ -77,9 +81,19 @@ impl Bridge {
             }
             return Ok(());
         }
-        let Some(future) = self.slots.lock().unwrap_or_else(PoisonError::into_inner).take(slot) else { return Ok(()) };
+        let Some(future) = self
+            .slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(slot)
+        else {
+            return Ok(());
+        };
         let future = future.bind(py);
-        if future.call_method0(pyo3::intern!(py, "done"))?.is_truthy()? {
+        if future
+            .call_method0(pyo3::intern!(py, "done"))?
+            .is_truthy()?
+        {
             // Its caller was cancelled. A lease that came after all is given back when this value is dropped.
             drop(outcome::to_py(py, outcome, self.engine.bind(py))?);
             return Ok(());
@@ -105,7 +119,16 @@ impl Bridge {
         engine.get().node(py)?.lock().add_ring(&ring);
         let pid = std::process::id();
         let slots = Mutex::default();
-        Ok(Self { engine, ring, slots, create_future, call_soon, watchers, flush_due: AtomicBool::new(false), pid })
+        Ok(Self {
+            engine,
+            ring,
+            slots,
+            create_future,
+            call_soon,
+            watchers,
+            flush_due: AtomicBool::new(false),
+            pid,
+        })
     }
 
     /// The descriptor for the loop's `add_reader`.
@@ -164,7 +187,11 @@ impl Bridge {
     }
 
     /// Changes a lease's length: the future of True if it was still held.
-    fn extend<'py>(slf: &Bound<'py, Self>, lease: &LeaseHandle, timeout: u64) -> PyResult<Bound<'py, PyAny>> {
+    fn extend<'py>(
+        slf: &Bound<'py, Self>,
+        lease: &LeaseHandle,
+        timeout: u64,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let lease = &lease.lease;
         Ok(Self::submit(slf, |state, sink| {
             state.extend(lease, timeout, sink);
@@ -174,7 +201,11 @@ impl Bridge {
     }
 
     /// One page of the locks that are held.
-    fn list_locks<'py>(slf: &Bound<'py, Self>, cursor: &str, count: u32) -> PyResult<Bound<'py, PyAny>> {
+    fn list_locks<'py>(
+        slf: &Bound<'py, Self>,
+        cursor: &str,
+        count: u32,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let call = outcome::list_call(cursor, count);
         Ok(Self::submit(slf, |state, sink| {
             state.call(call, sink);

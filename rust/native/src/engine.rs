@@ -43,7 +43,11 @@ impl EngineHandle {
     }
 
     /// Submits from a thread that then waits, without the interpreter, for the result.
-    fn wait(&self, py: Python<'_>, submit: impl FnOnce(&mut State, Sink) -> Option<u64>) -> PyResult<Outcome> {
+    fn wait(
+        &self,
+        py: Python<'_>,
+        submit: impl FnOnce(&mut State, Sink) -> Option<u64>,
+    ) -> PyResult<Outcome> {
         let node = self.node(py)?;
         let parker = Arc::new(Parker::default());
         let mut state = node.lock();
@@ -80,8 +84,20 @@ impl EngineHandle {
     /// Starts the engine's thread.
     #[new]
     #[pyo3(signature = (target, *, namespace, session, who, chance))]
-    fn new(target: &Bound<'_, PyDict>, namespace: String, session: String, who: String, chance: u64) -> PyResult<Self> {
-        let settings = Settings { target: read_target(target)?, namespace, session, who, chance };
+    fn new(
+        target: &Bound<'_, PyDict>,
+        namespace: String,
+        session: String,
+        who: String,
+        chance: u64,
+    ) -> PyResult<Self> {
+        let settings = Settings {
+            target: read_target(target)?,
+            namespace,
+            session,
+            who,
+            chance,
+        };
         let engine = Engine::start(&settings).map_err(|e| PyOSError::new_err(e.to_string()))?;
         Ok(Self { engine })
     }
@@ -95,7 +111,8 @@ impl EngineHandle {
     /// Gives everything back and ends the thread; true if the server heard all of it within `limit` seconds.
     fn close(&self, py: Python<'_>, limit: f64) -> PyResult<bool> {
         self.node(py)?;
-        let limit = Duration::try_from_secs_f64(limit).map_err(|e| PyValueError::new_err(e.to_string()))?;
+        let limit =
+            Duration::try_from_secs_f64(limit).map_err(|e| PyValueError::new_err(e.to_string()))?;
         Ok(py.detach(|| self.engine.close(limit)))
     }
 
@@ -111,7 +128,9 @@ impl EngineHandle {
         patience: Option<u64>,
     ) -> PyResult<Py<PyAny>> {
         let ask = ask(name, owner, timeout, fixed, wait, patience);
-        let outcome = slf.get().wait(slf.py(), |state, sink| Some(state.acquire(ask, sink)))?;
+        let outcome = slf
+            .get()
+            .wait(slf.py(), |state, sink| Some(state.acquire(ask, sink)))?;
         outcome::to_py(slf.py(), outcome, slf)
     }
 
@@ -164,13 +183,30 @@ impl EngineHandle {
 }
 
 /// A request as the engine takes it.
-pub fn ask(name: &str, owner: &str, timeout: u64, fixed: bool, wait: bool, patience: Option<u64>) -> Ask {
-    Ask { name: name.into(), owner: owner.into(), timeout, fixed, wait, patience, since: clock::wall_ms() }
+pub fn ask(
+    name: &str,
+    owner: &str,
+    timeout: u64,
+    fixed: bool,
+    wait: bool,
+    patience: Option<u64>,
+) -> Ask {
+    Ask {
+        name: name.into(),
+        owner: owner.into(),
+        timeout,
+        fixed,
+        wait,
+        patience,
+        since: clock::wall_ms(),
+    }
 }
 
 fn read_target(target: &Bound<'_, PyDict>) -> PyResult<Target> {
     fn get<'py, T: FromPyObjectOwned<'py>>(from: &Bound<'py, PyDict>, key: &str) -> PyResult<T> {
-        let value = from.get_item(key)?.ok_or_else(|| PyValueError::new_err(format!("target lacks {key}")))?;
+        let value = from
+            .get_item(key)?
+            .ok_or_else(|| PyValueError::new_err(format!("target lacks {key}")))?;
         value.extract().map_err(Into::into)
     }
     Ok(Target {

@@ -18,7 +18,11 @@ pub struct LeaseHandle {
 impl LeaseHandle {
     /// A handle on a lease of this engine.
     pub fn new(lease: Arc<Lease>, engine: &Bound<'_, EngineHandle>) -> Self {
-        Self { lease, engine: engine.clone().unbind(), pid: std::process::id() }
+        Self {
+            lease,
+            engine: engine.clone().unbind(),
+            pid: std::process::id(),
+        }
     }
 }
 

@@ -25,7 +25,11 @@ pub fn error(py: Python<'_>, class: &str, text: &str) -> PyErr {
 }
 
 /// One result.
-pub fn to_py(py: Python<'_>, outcome: Outcome, engine: &Bound<'_, EngineHandle>) -> PyResult<Py<PyAny>> {
+pub fn to_py(
+    py: Python<'_>,
+    outcome: Outcome,
+    engine: &Bound<'_, EngineHandle>,
+) -> PyResult<Py<PyAny>> {
     match outcome {
         Outcome::Granted(lease) => LeaseHandle::new(lease, engine).into_py_any(py),
         Outcome::Released(held) | Outcome::Extended(held) => held.into_py_any(py),
@@ -68,5 +72,9 @@ pub fn list_call(cursor: &str, count: u32) -> Call {
         Arg::Bytes(Bytes::copy_from_slice(cursor.as_bytes())),
         Arg::Bytes(Bytes::from(count.to_string())),
     ];
-    Call { script: Script::List, keys: &SUFFIXES, args }
+    Call {
+        script: Script::List,
+        keys: &SUFFIXES,
+        args,
+    }
 }

@@ -1,7 +1,7 @@
 //! Requests from their grant or withdrawal on, and the ways in which all of them end.
 
 use super::{Client, Command, Event, Extension, Failure, Mode, Request};
-use crate::lease::{Lease, Micros};
+use crate::lease::{CLAIM_DELAY, Lease, Micros};
 use std::sync::Arc;
 
 impl Client {
@@ -46,8 +46,9 @@ impl Client {
         self.watch(&lease);
         if !claimed {
             self.unclaimed.insert(id);
-            // One heartbeat claims all grants that came in one batch.
-            self.session.hurry(now);
+            // One heartbeat claims all grants of a moment, and those given back by then need none.
+            self.session
+                .hurry(now + (lease.valid_until().saturating_sub(now) / 8).min(CLAIM_DELAY));
         }
         self.events.push(Event::Granted(request.token, lease));
     }
