@@ -1,9 +1,9 @@
 """Configuration.
 
-Promises: the guide's variables set the guide's fields; arguments win over the environment, it over `.env`, that
-over secret files; `explain` names where each value came from; all wrong settings are reported together, each
-with its variable and what is allowed; no secret is ever shown; in production addresses must be set;
-`reload_config` swaps, and keeps the old configuration when the new one is wrong.
+Promises: the guide's variables set the guide's fields; arguments win over the environment, it over `.env`,
+that over secret files; `explain` names where each value came from; all wrong settings are reported
+together, each with its variable and what is allowed; no secret is ever shown; in production addresses must
+be set; `reload_config` swaps, and keeps the old configuration when the new one is wrong.
 """
 
 from __future__ import annotations
