@@ -13,8 +13,29 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 T = TypeVar("T")
-_lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
+
+
+class _Background:
+    """The loop of this process and the thread that runs it, both started on first use."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def running_loop(self) -> asyncio.AbstractEventLoop:
+        with self.lock:
+            if self.loop is None:
+                self.loop = asyncio.new_event_loop()
+                threading.Thread(target=self.loop.run_forever, name="dotmac-background", daemon=True).start()
+            return self.loop
+
+    def in_child(self) -> None:
+        """The parent's thread does not exist here."""
+        self.lock, self.loop = threading.Lock(), None
+
+
+_background = _Background()
+os.register_at_fork(after_in_child=_background.in_child)
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -23,27 +44,9 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
     The loop lives as long as the process, so that pools and bridges that the coroutine made are still there
     for the next one. An interrupt of the waiting thread cancels the coroutine.
     """
-    future = asyncio.run_coroutine_threadsafe(coroutine, _running_loop())
+    future = asyncio.run_coroutine_threadsafe(coroutine, _background.running_loop())
     try:
         return future.result()
     except BaseException:
         future.cancel()
         raise
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    global _loop
-    with _lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="dotmac-background", daemon=True).start()
-        return _loop
-
-
-def _in_child() -> None:
-    """The parent's thread does not exist here."""
-    global _loop, _lock
-    _lock, _loop = threading.Lock(), None
-
-
-os.register_at_fork(after_in_child=_in_child)

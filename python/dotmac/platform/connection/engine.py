@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import json
 import os
+import re
 import secrets
 import select
 import socket
@@ -17,11 +18,12 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dotmac.platform import _native
 from dotmac.platform.connection.embedded import aresolve_redis, resolve_redis
-from dotmac.platform.connection.urls import EMBEDDED, RedisTarget, mask_url, parse_redis_url
+from dotmac.platform.connection.urls import DEFAULT_TIMEOUT, EMBEDDED, RedisTarget, mask_url, parse_redis_url
 from dotmac.platform.errors import (
     AuthenticationFailed,
     EngineClosed,
@@ -38,7 +40,7 @@ __all__ = ["Link", "LoopSide", "failure"]
 
 _EXIT_LIMIT = 1.0
 _CLOSE_LIMIT = 5.0
-_LONGEST_NAMESPACE = 128
+_NAMESPACE = re.compile(r"[!-9;-z|~]{1,128}")
 
 
 class LoopSide:
@@ -118,7 +120,7 @@ class _Shared:
     def side(self, loop: asyncio.AbstractEventLoop) -> LoopSide:
         side = self._sides.get(id(loop))
         if side is None or side.loop is not loop:
-            with _lock:
+            with _process.lock:
                 # A closed loop's side is of no use to anybody, and its number may come back.
                 for number in [n for n, s in self._sides.items() if s.loop.is_closed()]:
                     del self._sides[number]
@@ -126,10 +128,24 @@ class _Shared:
         return side
 
 
-_lock = threading.Lock()
-_engines: dict[tuple[RedisTarget, str], _Shared] = {}
-_of_parents: list[Any] = []
-_generation = 0
+class _Process:
+    """What belongs to this process. A forked child starts anew; what was the parent's is kept, untouched."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.lock = threading.Lock()
+        self.engines: dict[tuple[RedisTarget, str], _Shared] = {}
+        self.of_parents: list[Any] = []
+
+    def in_child(self) -> None:
+        self.lock = threading.Lock()
+        self.of_parents.append(self.engines)
+        self.engines = {}
+        self.generation += 1
+
+
+_process = _Process()
+os.register_at_fork(after_in_child=_process.in_child)
 
 
 class Link:
@@ -154,22 +170,14 @@ class Link:
         request_timeout: float | None = None,
         connect_timeout: float | None = None,
     ) -> None:
-        if (
-            not isinstance(namespace, str)
-            or not 0 < len(namespace) <= _LONGEST_NAMESPACE
-            or not namespace.isascii()
-            or not namespace.isprintable()
-            or set(namespace) & set("{}: ")
-        ):
+        if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
             raise InvalidArgument(
-                "namespace", namespace, f"it must be 1 to {_LONGEST_NAMESPACE} ASCII characters without space, ':', '{{', '}}'"
+                "namespace",
+                namespace,
+                "it must be 1 to 128 printable ASCII characters other than space, : { }",
             )
         self._namespace = namespace
-        self._timeouts = {
-            name: value
-            for name, value in (("request_timeout", request_timeout), ("connect_timeout", connect_timeout))
-            if value is not None
-        }
+        self._request_timeout, self._connect_timeout = request_timeout, connect_timeout
         self._url = redis_url
         self._target = target
         if target is None:
@@ -195,17 +203,17 @@ class Link:
         """Seconds that an answer may take."""
         if self._target is not None:
             return self._target.request_timeout
-        return self._timeouts.get("request_timeout", 5.0)
+        return self._request_timeout or DEFAULT_TIMEOUT
 
     def engine(self) -> _native.Engine:
         """The engine of this process, started if need be. Blocks while an embedded server starts."""
-        if self._born == _generation and self._shared is not None:
+        if self._born == _process.generation and self._shared is not None:
             return self._shared.native
         return self._attach(resolve_redis).native
 
     def ready_side(self) -> LoopSide | None:
         """The running loop's side, if nothing has to be waited for."""
-        if self._born != _generation or self._shared is None:
+        if self._born != _process.generation or self._shared is None:
             if self._target is None:
                 return None
             self._attach(resolve_redis)
@@ -247,37 +255,38 @@ class Link:
 
     def _read(self, url: str) -> RedisTarget:
         target = parse_redis_url(url)
-        defaults = RedisTarget()
-        unset = {n: v for n, v in self._timeouts.items() if getattr(target, n) == getattr(defaults, n)}
-        return replace(target, **unset) if unset else target
+        if self._request_timeout is not None and target.request_timeout == DEFAULT_TIMEOUT:
+            target = replace(target, request_timeout=self._request_timeout)
+        if self._connect_timeout is not None and target.connect_timeout == DEFAULT_TIMEOUT:
+            target = replace(target, connect_timeout=self._connect_timeout)
+        return target
 
     def _attach(self, resolve: Callable[[str], str]) -> _Shared:
-        global _generation  # noqa: PLW0602 - read under the lock that a fork replaces
         if self._closed:
             raise EngineClosed("this service was closed; make a new one")
         target = self._target if self._target is not None else self._read(resolve(self._url or ""))
-        with _lock:
-            if self._born == _generation and self._shared is not None:
+        with _process.lock:
+            if self._born == _process.generation and self._shared is not None:
                 return self._shared
             key = (target, self._namespace)
-            shared = _engines.get(key)
+            shared = _process.engines.get(key)
             if shared is None:
-                shared = _engines[key] = _Shared(key)
+                shared = _process.engines[key] = _Shared(key)
             shared.users += 1
-            self._shared, self._born = shared, _generation
+            self._shared, self._born = shared, _process.generation
             return shared
 
     def _leave(self) -> _Shared | None:
         self._closed = True
-        with _lock:
-            shared = self._shared if self._born == _generation else None
+        with _process.lock:
+            shared = self._shared if self._born == _process.generation else None
             self._shared = None
             if shared is None:
                 return None
             shared.users -= 1
             if shared.users:
                 return None
-            _engines.pop(shared.key, None)
+            _process.engines.pop(shared.key, None)
             return shared
 
 
@@ -292,15 +301,16 @@ def failure(result: tuple[str, Any], what: str, link: Link) -> Exception:
     kind, detail = result
     if kind == "unavailable":
         return ServerUnavailable(
-            f"{what}: no connection to the server ({detail}); check that it runs at {link.where} and is reachable"
+            f"{what}: no connection to the server ({detail}); check that it runs at {link.where}"
         )
     if kind == "no_answer":
         return RequestTimeout(
-            f"{what}: the server at {link.where} did not answer within {link.request_timeout:g} s (request_timeout)"
+            f"{what}: no answer from {link.where} within {link.request_timeout:g} s (request_timeout)"
         )
     if kind == "denied":
         return AuthenticationFailed(
-            f"{what}: the server refuses this client ({detail}); check user, password, database and ACL of {link.where}"
+            f"{what}: the server refuses this client ({detail}); "
+            f"check user, password, database and ACL of {link.where}"
         )
     if kind == "refused":
         return ServerRefused(f"{what}: the server at {link.where} answered: {detail}")
@@ -311,30 +321,19 @@ def failure(result: tuple[str, Any], what: str, link: Link) -> Exception:
 
 def _who() -> str:
     """Who this process is, for those who look at the list of locks or instances."""
-    service = os.environ.get("APP_NAME") or os.path.basename(sys.argv[0]) or "python"  # noqa: PTH119 - a name, not a path
+    service = os.environ.get("APP_NAME") or Path(sys.argv[0]).name or "python"
+    started = int(time.time() * 1000)
     return json.dumps(
-        {"host": socket.gethostname(), "pid": os.getpid(), "service": service[:120], "started": int(time.time() * 1000)}
+        {"host": socket.gethostname(), "pid": os.getpid(), "service": service[:120], "started": started}
     )
 
 
 @atexit.register
 def _at_exit() -> None:
     """Leases are given back, within a bound, rather than left to run out."""
-    with _lock:
-        engines = list(_engines.values())
-        _engines.clear()
+    with _process.lock:
+        engines = list(_process.engines.values())
+        _process.engines.clear()
     for shared in engines:
         if shared.native.pid == os.getpid():
             shared.native.close(_EXIT_LIMIT)
-
-
-def _in_child() -> None:
-    """The parent's engines stay the parent's: never used here, never dropped, and everything starts anew."""
-    global _generation, _lock, _engines
-    _lock = threading.Lock()
-    _of_parents.append(_engines)
-    _engines = {}
-    _generation += 1
-
-
-os.register_at_fork(after_in_child=_in_child)

@@ -37,7 +37,9 @@ def check_timeout(timeout: Any, field: str = "timeout") -> float:
         if SHORTEST_TIMEOUT <= seconds <= LONGEST_TIMEOUT:
             return seconds
     raise InvalidArgument(
-        field, timeout, f"it must be a number of seconds from {SHORTEST_TIMEOUT:g} to {LONGEST_TIMEOUT:g} (30 days)"
+        field,
+        timeout,
+        f"it must be a number of seconds from {SHORTEST_TIMEOUT:g} to {LONGEST_TIMEOUT:g} (30 days)",
     )
 
 
@@ -50,7 +52,9 @@ def check_patience(blocking_timeout: Any, field: str = "blocking_timeout") -> fl
         if seconds >= 0 and math.isfinite(seconds):
             return min(seconds, LONGEST_TIMEOUT)
     raise InvalidArgument(
-        field, blocking_timeout, "it must be a finite number of seconds, 0 or more, or None to wait without limit"
+        field,
+        blocking_timeout,
+        "it must be a finite number of seconds, 0 or more, or None to wait without limit",
     )
 
 

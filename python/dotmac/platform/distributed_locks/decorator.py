@@ -41,7 +41,9 @@ def locked(template: str, make: Callable[[str], DistributedLock]) -> Decorator:
             return cast("Callable[P, R]", _asynchronous(function, name_of, make))
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise InvalidArgument(
-                "with_lock", function.__qualname__, "it must be a function or a coroutine function, not a generator"
+                "with_lock",
+                function.__qualname__,
+                "it must be a function or a coroutine function, not a generator",
             )
 
         @functools.wraps(function)
@@ -63,8 +65,8 @@ def _asynchronous(
         async with make(name_of(args, kwargs)):
             return await function(*args, **kwargs)
 
-    # A plain function that is marked as a coroutine function: a Celery worker calls it and takes what it returns
-    # for the result, so that the coroutine has to be run to its end here.
+    # A plain function that is marked as a coroutine function: a Celery worker calls it and takes what it
+    # returns for the result, so that the coroutine has to be run to its end here.
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         coroutine = holding(args, kwargs)
@@ -106,7 +108,9 @@ def _binder(template: str, function: Callable[..., Any]) -> Callable[[tuple[Any,
         first = _root(field)
         if first not in signature.parameters:
             known = ", ".join(signature.parameters) or "none"
-            raise InvalidArgument("template", template, f"{{{field}}} is no parameter of {where}; it has: {known}")
+            raise InvalidArgument(
+                "template", template, f"{{{field}}} is no parameter of {where}; it has: {known}"
+            )
 
     def name_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         bound = signature.bind(*args, **kwargs)

@@ -49,7 +49,7 @@ _thread_numbers = itertools.count(1)
 class LostSignal:
     """Whether, and when, a lock is lost.
 
-    True in a condition once the lease has ended before it was given back; awaited, it returns the reason then.
+    True in a condition once the lease has ended before it was given back; awaited, it returns the reason.
     """
 
     __slots__ = ("_held",)
@@ -89,7 +89,18 @@ class LostSignal:
 class _Held:
     """One holder's lease, and whom to tell when it is lost."""
 
-    __slots__ = ("cancelled", "cancelling", "lease", "name", "on_lost", "reason", "side", "since", "task", "waiters")
+    __slots__ = (
+        "cancelled",
+        "cancelling",
+        "lease",
+        "name",
+        "on_lost",
+        "reason",
+        "side",
+        "since",
+        "task",
+        "waiters",
+    )
 
     def __init__(self, name: str, lease: _native.Lease, side: LoopSide | None) -> None:
         self.name = name
@@ -151,7 +162,7 @@ class DistributedLock:
     Raises: InvalidArgument: an argument is out of its range. UnreadableClient: the client can't be read.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         redis_client: object,
         name: str,
@@ -180,7 +191,9 @@ class DistributedLock:
         self._held: dict[str, _Held] = {}
 
     def __repr__(self) -> str:
-        return f"<DistributedLock {self.name!r} timeout={self.timeout:g} {'held' if self.held else 'not held'}>"
+        return (
+            f"<DistributedLock {self.name!r} timeout={self.timeout:g} {'held' if self.held else 'not held'}>"
+        )
 
     # ---- what is known of it
 
@@ -346,7 +359,9 @@ class DistributedLock:
     def _wait_for(self, blocking: bool, blocking_timeout: float | None) -> float | None:
         if not blocking:
             if blocking_timeout is not None:
-                raise InvalidArgument("blocking_timeout", blocking_timeout, "leave it out when blocking is False")
+                raise InvalidArgument(
+                    "blocking_timeout", blocking_timeout, "leave it out when blocking is False"
+                )
             return 0.0
         return self._patience if blocking_timeout is None else check_patience(blocking_timeout)
 
@@ -359,7 +374,7 @@ class DistributedLock:
         except RuntimeError:
             task = None
         if task is not None:
-            return f"{id(task):x}.{task.get_name()}"
+            return f"{id(task):x}"
         number: int | None = getattr(_thread, "number", None)
         if number is None:
             number = _thread.number = next(_thread_numbers)
@@ -392,7 +407,7 @@ class DistributedLock:
     def _lost_error(self, held: _Held) -> LockLost:
         return LockLost(f"lock {self.name!r} (fencing token {held.lease.fence}) was lost: {held.loss()}")
 
-    def _before(self, patience: float | None) -> tuple[str, str, int, bool, bool, int | None]:
+    def _before(self, patience: float | None) -> tuple[str, tuple[str, int, bool, bool, int | None]]:
         scope = self._scope()
         before = self._held.get(scope)
         if before is not None and before.loss() is not None:
@@ -402,16 +417,16 @@ class DistributedLock:
         owner = scope if self._detect else f"{scope}#{time.monotonic_ns():x}"
         waits = patience is None or patience > 0
         limit = int(patience * 1e6) if patience and waits else None
-        return scope, owner, int(self.timeout * 1e6), self._fixed, waits, limit
+        return scope, (owner, int(self.timeout * 1e6), self._fixed, waits, limit)
 
     async def _acquire(self, patience: float | None) -> _Held:
         side = self._link.ready_side()
         if side is None:
             side = await self._link.side()
-        scope, owner, *rest = self._before(patience)
+        scope, ask = self._before(patience)
         started = time.perf_counter()
         with tracing.span(_semconv.SPAN_LOCK_ACQUIRE):
-            future, request = side.bridge.acquire(self.name, owner, *rest)
+            future, request = side.bridge.acquire(self.name, *ask)
             try:
                 result = await future
             except BaseException:
@@ -425,10 +440,10 @@ class DistributedLock:
 
     def _acquire_sync(self, patience: float | None) -> _Held:
         engine = self._link.engine()
-        scope, owner, *rest = self._before(patience)
+        scope, ask = self._before(patience)
         started = time.perf_counter()
         with tracing.span(_semconv.SPAN_LOCK_ACQUIRE):
-            return self._granted(scope, engine.acquire(self.name, owner, *rest), None, started)
+            return self._granted(scope, engine.acquire(self.name, *ask), None, started)
 
     def _granted(self, scope: str, result: Any, side: LoopSide | None, started: float) -> _Held:
         if type(result) is tuple:
@@ -443,7 +458,7 @@ class DistributedLock:
             metrics.counter(_semconv.LOCK_CONTENTIONS).add(1)
             metrics.counter(_semconv.LOCK_TIMEOUTS).add(1)
             return LockTimeout(
-                f"lock {self.name!r} is held by another; its lease has {detail:.1f} s left before the next renewal"
+                f"lock {self.name!r} is held by another, whose lease has {detail:.1f} s left unless renewed"
             )
         if kind == "timed_out":
             metrics.counter(_semconv.LOCK_CONTENTIONS).add(1)
@@ -453,7 +468,8 @@ class DistributedLock:
             metrics.counter(_semconv.LOCK_DEADLOCKS).add(1)
             if len(detail) == 1:
                 return DeadlockDetected(
-                    f"lock {self.name!r} is already held by this task or thread, which would wait for itself", detail
+                    f"lock {self.name!r} is already held by this task or thread, which would wait for itself",
+                    detail,
                 )
             ring = " → ".join(repr(name) for name in [*detail, detail[0]])
             return DeadlockDetected(f"waiting for lock {self.name!r} would close a cycle: {ring}", detail)
@@ -465,8 +481,12 @@ class DistributedLock:
 
     def _judge_release(self, held: _Held, result: Any) -> None:
         if result is False:
-            raise self._lost_error(held) if held.loss() else LockLost(
-                f"lock {self.name!r} (fencing token {held.lease.fence}) was no longer held when it was given back"
+            raise (
+                self._lost_error(held)
+                if held.loss()
+                else LockLost(
+                    f"lock {self.name!r} (fencing token {held.lease.fence}) had ended when it was given back"
+                )
             )
         error = failure(result, f"releasing lock {self.name!r}", self._link)
         if isinstance(error, ServerUnavailable):
@@ -477,7 +497,11 @@ class DistributedLock:
         if result is True:
             return
         if result is False:
-            raise self._lost_error(held) if held.loss() else LockLost(f"lock {self.name!r} had ended before the extension")
+            raise (
+                self._lost_error(held)
+                if held.loss()
+                else LockLost(f"lock {self.name!r} had ended before the extension")
+            )
         raise failure(result, f"extending lock {self.name!r}", self._link)
 
 

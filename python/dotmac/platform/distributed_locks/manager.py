@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from dotmac.platform.connection.clients import target_from_client
 from dotmac.platform.connection.engine import Link, failure
-from dotmac.platform.distributed_locks.arguments import check_name, check_patience, check_timeout
+from dotmac.platform.distributed_locks.arguments import (
+    check_name,
+    check_on_lost,
+    check_patience,
+    check_timeout,
+)
 from dotmac.platform.distributed_locks.decorator import locked
 from dotmac.platform.distributed_locks.lock import DistributedLock
 
@@ -53,11 +58,11 @@ class LockInfo:
 class DistributedLockManager:
     """Locks on one server.
 
-    Opens nothing until it is used, so it may be made at import time, and works in every event loop, thread and
-    forked child from then on.
+    Opens nothing until it is used, so it may be made at import time, and works in every event loop,
+    thread and forked child from then on.
 
     Args:
-        redis_url: the server; None takes the configuration's. A redis-py or valkey-py client may be given too.
+        redis_url: the server; None takes the configuration's. A redis-py or valkey-py client will do too.
         config: settings; arguments win over it, and it wins over the environment.
         default_timeout: length of a lease where none is given, seconds.
         blocking_timeout: seconds to wait for a lock where nothing else is given; None waits without limit.
@@ -70,7 +75,7 @@ class DistributedLockManager:
     Raises: InvalidArgument, ConfigurationError: an argument or a setting can't be used.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         redis_url: object = None,
         *,
@@ -88,10 +93,11 @@ class DistributedLockManager:
 
             config = get_config().distributed_locks
         namespace = config.namespace if namespace is None else namespace
-        timeouts = {
-            "request_timeout": config.request_timeout if request_timeout is None else check_timeout(request_timeout, "request_timeout"),
-            "connect_timeout": config.connect_timeout,
-        }
+        request_timeout = (
+            config.request_timeout
+            if request_timeout is None
+            else check_timeout(request_timeout, "request_timeout")
+        )
         if redis_url is None:
             redis_url = config.redis_url
         if redis_url is None:
@@ -99,19 +105,28 @@ class DistributedLockManager:
 
             redis_url = get_config().get_redis_url()
         if isinstance(redis_url, str):
-            self._link = Link(redis_url, namespace=namespace, **timeouts)
+            self._link = Link(
+                redis_url,
+                namespace=namespace,
+                request_timeout=request_timeout,
+                connect_timeout=config.connect_timeout,
+            )
         else:
             self._link = Link(target=target_from_client(redis_url), namespace=namespace)
-        self._timeout = check_timeout(config.default_timeout if default_timeout is None else default_timeout, "default_timeout")
-        self._patience = check_patience(blocking_timeout)
+        self._timeout = check_timeout(
+            config.default_timeout if default_timeout is None else default_timeout, "default_timeout"
+        )
+        self._patience = check_patience(
+            config.blocking_timeout if blocking_timeout is None else blocking_timeout
+        )
         self._renewal = config.auto_renewal_enabled if auto_renewal is None else auto_renewal
         self._detect = config.deadlock_detection_enabled if deadlock_detection is None else deadlock_detection
-        self._on_lost: Literal["cancel", "flag"] = "cancel" if on_lost is None else on_lost
+        self._on_lost = check_on_lost(config.on_lost if on_lost is None else on_lost)
 
     def __repr__(self) -> str:
         return f"<DistributedLockManager {self._link.where}>"
 
-    def acquire_lock(  # noqa: PLR0913
+    def acquire_lock(
         self,
         name: str,
         timeout: float | None = None,
@@ -155,8 +170,8 @@ class DistributedLockManager:
         """Decorates a function so that each call holds a lock.
 
         Args:
-            template: name of the lock; `{parameter}`, `{parameter.attribute}` and `{parameter[key]}` are filled
-                from the call's arguments. Checked against the function's parameters when it is decorated.
+            template: name of the lock; `{parameter}`, `{parameter.attribute}` and `{parameter[key]}` are
+                filled from the call's arguments. Checked against the function's parameters when it is decorated.
             timeout, blocking_timeout, auto_renewal, on_lost: as in `acquire_lock`.
         Returns: a decorator for functions and methods, synchronous or asynchronous, that keeps the signature.
             An asynchronous one that a Celery worker calls without a running loop is run to its end.
@@ -200,7 +215,7 @@ class DistributedLockManager:
                 return list(found.values())
 
     def stats(self) -> dict[str, Any]:
-        """Counters of this process's engine since it started: heartbeats, losses, connections, leases held."""
+        """Counters of this process's engine since it started: heartbeats, losses, connections, leases."""
         return self._link.engine().stats()
 
     async def aclose(self) -> None:
@@ -232,7 +247,9 @@ class DistributedLockManager:
             raise failure(reply, "listing locks", self._link)
         cursor, *rows = reply
         for at in range(0, len(rows), 8):
-            name, owner, session, who, fence, since, left, waiters = (_text(cell) for cell in rows[at : at + 8])
+            name, owner, session, who, fence, since, left, waiters = (
+                _text(cell) for cell in rows[at : at + 8]
+            )
             process = json.loads(who)
             found[name] = LockInfo(
                 name=name,
@@ -251,5 +268,3 @@ class DistributedLockManager:
 
 def _text(cell: bytes | int) -> str:
     return cell.decode() if isinstance(cell, bytes) else str(cell)
-
-
