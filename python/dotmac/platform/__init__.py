@@ -6,9 +6,13 @@ Importing this package imports nothing else: each name below is loaded when it i
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+# As type checkers know it: importing `typing` itself would take most of this package's import time.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from dotmac.platform._native import __version__
     from dotmac.platform.audit_trail import AuditAggregator, AuditCategory, AuditLevel
     from dotmac.platform.core.unified_config import PlatformConfig, get_config
