@@ -57,3 +57,23 @@ class Lease:
     @property
     def loss(self) -> str | None: ...
     def drop(self) -> None: ...
+
+# --- anomaly.rs ---
+
+@final
+class RateDetector:
+    def __new__(cls, *, capacity: int = 16_384, seed: int = 0) -> RateDetector: ...
+    def score(
+        self,
+        time_us: int,
+        /,
+        *,
+        failed: bool,
+        noun: str = "",
+        user: str | None = None,
+        address: str | None = None,
+        tenant: str | None = None,
+        action: str | None = None,
+    ) -> tuple[float, list[str]]: ...
+    @property
+    def entities(self) -> int: ...

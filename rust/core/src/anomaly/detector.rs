@@ -171,7 +171,7 @@ impl RateDetector {
             let Some(name) = name.filter(|name| !name.is_empty()) else {
                 continue;
             };
-            let place = self.place_of(dimension, name);
+            let place = self.place_of(dimension, facts.noun, name);
             let entity = &mut self.entities[place];
             entity.add(facts.time_us, facts.failed, dimension.floors());
             judge(entity, dimension, name, facts, &mut verdict.reasons);
@@ -184,9 +184,10 @@ impl RateDetector {
         verdict
     }
 
-    fn place_of(&mut self, dimension: Dimension, name: &str) -> usize {
+    /// Entities are kept apart by noun too, so that a sentence counts only what it names.
+    fn place_of(&mut self, dimension: Dimension, noun: &str, name: &str) -> usize {
         let mut hasher = DefaultHasher::new();
-        (self.seed, dimension, name).hash(&mut hasher);
+        (self.seed, dimension, noun, name).hash(&mut hasher);
         let key = hasher.finish();
         if let Some(&place) = self.index.get(&key) {
             return place;

@@ -1,0 +1,244 @@
+"""From the arguments of `log_event` to a row: everything that could fail in the database fails here.
+
+A row that leaves this module is one that PostgreSQL takes, so that one bad event can't fail the others of
+its batch.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from opentelemetry import trace
+
+from dotmac.platform.audit_trail.ids import EPOCH, IdSource, from_micros, micros, time_of
+from dotmac.platform.audit_trail.models import AuditCategory, AuditLevel, AuditOutcome, parse_choice
+from dotmac.platform.errors import InvalidEvent
+
+__all__ = ["COLUMNS", "MAX_METADATA_BYTES", "MAX_TEXT", "Row", "aware", "make_row", "parse_address"]
+
+MAX_TEXT = 512
+MAX_METADATA_BYTES = 1 << 20
+MAX_DEPTH = 32
+_AHEAD = timedelta(days=1)
+_SHOWN = 60
+
+
+class Row(NamedTuple):
+    """One row of `audit_events`, in the order of COPY; the database adds when it was recorded."""
+
+    occurred_at: datetime
+    id: UUID
+    category: str
+    action: str
+    level: str
+    outcome: str
+    user_id: str | None
+    tenant_id: str | None
+    resource_type: str | None
+    resource_id: str | None
+    ip_address: str | None
+    correlation_id: str | None
+    trace_id: str | None
+    span_id: str | None
+    metadata: str
+    anomaly_score: float | None = None
+    anomaly_reasons: str | None = None
+
+
+COLUMNS = Row._fields
+
+
+def make_row(
+    source: IdSource,
+    *,
+    category: object,
+    action: object,
+    level: object,
+    outcome: object,
+    user_id: object,
+    tenant_id: object,
+    resource_type: object,
+    resource_id: object,
+    ip_address: object,
+    correlation_id: object,
+    metadata: object,
+    occurred_at: object,
+    event_id: object,
+) -> Row:
+    """Check every field and make the row.
+
+    Raises: InvalidEvent: names the field, shows its value and says what would be right.
+    """
+    stated, encoded = _metadata(metadata)
+    if ip_address is None:
+        address = parse_address(stated.get("ip_address"))
+    else:
+        address = parse_address(ip_address)
+        if address is None:
+            raise _bad("ip_address", ip_address, "give an IPv4 or IPv6 address, or leave it out")
+    identity = _identity(event_id)
+    moment = _moment(source, occurred_at, identity)
+    span = trace.get_current_span().get_span_context()
+    return Row(
+        occurred_at=moment,
+        id=identity or source.new(micros(moment)),
+        category=parse_choice(AuditCategory, "category", category).value,
+        action=_required_text("action", action),
+        level=parse_choice(AuditLevel, "level", level).value,
+        outcome=parse_choice(AuditOutcome, "outcome", outcome).value,
+        user_id=_text("user_id", user_id),
+        tenant_id=_text("tenant_id", tenant_id),
+        resource_type=_text("resource_type", resource_type),
+        resource_id=_text("resource_id", resource_id),
+        ip_address=address,
+        correlation_id=_text("correlation_id", correlation_id),
+        trace_id=trace.format_trace_id(span.trace_id) if span.is_valid else None,
+        span_id=trace.format_span_id(span.span_id) if span.is_valid else None,
+        metadata=encoded,
+    )
+
+
+def parse_address(value: object) -> str | None:
+    """The plain form of an IP address, or None where `value` is none.
+
+    A zone (`%eth0`) is left out, which PostgreSQL's inet can't hold; an IPv4 address in IPv6 clothes
+    (`::ffff:10.0.0.7`) becomes the IPv4 address, so that one peer has one name.
+    """
+    if isinstance(value, str):
+        try:
+            found = ipaddress.ip_address(value.partition("%")[0])
+        except ValueError:
+            return None
+    elif isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
+        found = value
+    else:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(mapped or found).partition("%")[0]
+
+
+def aware(field: str, value: object) -> datetime:
+    """A datetime in UTC; a naive one is local time.
+
+    Raises: InvalidEvent: not a datetime, or one that has no counterpart in UTC.
+    """
+    if not isinstance(value, datetime):
+        raise _bad(field, value, "give a datetime")
+    try:
+        return value.astimezone(UTC)
+    except (OverflowError, ValueError, OSError):
+        raise _bad(field, value, "give a datetime between the years 1970 and 9998") from None
+
+
+def _moment(source: IdSource, occurred_at: object, identity: UUID | None) -> datetime:
+    if occurred_at is None:
+        stated = time_of(identity) if identity is not None else None
+        if stated is None:
+            return from_micros(source.now())
+    else:
+        stated = aware("occurred_at", occurred_at)
+    if not EPOCH <= stated <= datetime.now(UTC) + _AHEAD:
+        field = "id" if occurred_at is None else "occurred_at"
+        raise _bad(field, stated.isoformat(), "its time must lie between 1970 and one day from now")
+    return stated
+
+
+def _identity(value: object) -> UUID | None:
+    if value is None or isinstance(value, UUID):
+        return value
+    if isinstance(value, str):
+        try:
+            return UUID(value)
+        except ValueError:
+            pass
+    raise _bad("id", value, "give a UUID (version 7 where the time is to be taken from it)")
+
+
+def _text(field: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, int | UUID) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise _bad(field, value, "give a string, an integer or a UUID")
+    if len(value) > MAX_TEXT:
+        raise _bad(field, value, f"at most {MAX_TEXT} characters are allowed, it has {len(value)}")
+    _check_characters(field, value)
+    return str(value)
+
+
+def _required_text(field: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _bad(field, value, "give a string such as 'user.login'")
+    return _text(field, value) or ""
+
+
+def _check_characters(field: str, value: str) -> None:
+    if "\x00" in value:
+        raise _bad(field, value, "PostgreSQL can't store the NUL character: remove or escape it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _bad(
+            field, value, f"character {error.start} is half of a surrogate pair: give valid Unicode"
+        ) from None
+
+
+def _metadata(value: object) -> tuple[Mapping[str, Any], str]:
+    if value is None:
+        return {}, "{}"
+    if not isinstance(value, Mapping):
+        raise _bad("metadata", value, "give a mapping with string keys")
+    plain = _plain("metadata", value, 0)
+    encoded = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    size = len(encoded.encode())
+    if size > MAX_METADATA_BYTES:
+        raise InvalidEvent(
+            f"metadata: {size} bytes of JSON are not allowed; at most {MAX_METADATA_BYTES} are. "
+            "Store the document elsewhere and log its name and digest"
+        )
+    return plain, encoded
+
+
+def _plain(path: str, value: object, depth: int) -> Any:
+    """The value as plain JSON types, checked to the leaves."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        _check_characters(path, value)
+        return str.__str__(value)
+    if isinstance(value, int):
+        if value.bit_length() > 10_000:  # noqa: PLR2004 (about 3,000 digits; Python writes no more than 4,300)
+            raise InvalidEvent(f"{path}: an integer of {value.bit_length()} bits is too large; give a string")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _bad(path, value, "JSON has no NaN and no infinity: give None or a string")
+        return float(value)
+    if depth >= MAX_DEPTH:
+        raise InvalidEvent(f"{path[:200]}: nested more than {MAX_DEPTH} deep; flatten it")
+    if isinstance(value, Mapping):
+        plain = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise _bad(f"{path} (key)", key, "give a string key")
+            _check_characters(f"{path} (key)", key)
+            plain[str.__str__(key)] = _plain(f"{path}.{key}", item, depth + 1)
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(f"{path}[{place}]", item, depth + 1) for place, item in enumerate(value)]
+    raise _bad(path, value, f"{type(value).__name__} is not a JSON type: give a string, number, list or dict")
+
+
+def _bad(field: str, value: object, right: str) -> InvalidEvent:
+    try:
+        shown = repr(value[:_SHOWN] if isinstance(value, str | bytes) else value)[: _SHOWN + 20]
+    except Exception:  # noqa: BLE001 (a broken __repr__ must not hide what is wrong)
+        shown = f"<{type(value).__name__}>"
+    return InvalidEvent(f"{field[:200]}: {shown} is not allowed; {right}")

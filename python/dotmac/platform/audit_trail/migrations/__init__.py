@@ -1,0 +1,1 @@
+"""Alembic revisions of the audit tables; `dotmac db upgrade` runs them."""

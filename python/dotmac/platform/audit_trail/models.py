@@ -1,0 +1,129 @@
+"""What an audit event is: categories, levels, outcomes and the stored event itself."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from dotmac.platform.errors import InvalidEvent
+
+__all__ = ["AuditCategory", "AuditEvent", "AuditLevel", "AuditOutcome", "parse_choice"]
+
+
+class AuditCategory(enum.StrEnum):
+    """What kind of thing happened; the value is what is stored."""
+
+    AUTHENTICATION = "authentication"
+    AUTHORIZATION = "authorization"
+    DATA_ACCESS = "data_access"
+    DATA_CHANGE = "data_change"
+    DATA_EXPORT = "data_export"
+    CONFIGURATION = "configuration"
+    ADMINISTRATION = "administration"
+    SECURITY = "security"
+    PRIVACY = "privacy"
+    SYSTEM = "system"
+    SYSTEM_TASK = "system_task"
+    BUSINESS = "business"
+
+
+class AuditLevel(enum.StrEnum):
+    """How grave it is."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+    CRITICAL = "critical"
+
+
+class AuditOutcome(enum.StrEnum):
+    """How it ended."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    DENIED = "denied"
+    UNKNOWN = "unknown"
+
+
+Choice = TypeVar("Choice", AuditCategory, AuditLevel, AuditOutcome)
+
+
+def parse_choice(kind: type[Choice], field: str, value: object) -> Choice:
+    """The member of `kind` that `value` means.
+
+    Args:
+        kind: the enumeration.
+        field: name of the argument, for the error.
+        value: a member, or its name or value in any case.
+    Returns: the member.
+    Raises: InvalidEvent: no such member; the text lists all of them and the nearest.
+    """
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str):
+        try:
+            return kind(value.lower())  # every value is its member's name in lower case
+        except ValueError:
+            pass
+    names = [member.name for member in kind]
+    shown = repr(value)[:80]
+    near = difflib.get_close_matches(value.upper(), names, n=1) if isinstance(value, str) else []
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InvalidEvent(f"{field}: {shown} is not known{hint} Allowed: {', '.join(names)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEvent:
+    """One stored event.
+
+    `occurred_at` is when it happened by the clock of the process that logged it, `recorded_at` when the
+    database took it. `anomaly_score` is None where no detector looked at the event.
+    """
+
+    id: UUID
+    occurred_at: datetime
+    recorded_at: datetime
+    category: AuditCategory
+    action: str
+    level: AuditLevel
+    outcome: AuditOutcome
+    user_id: str | None = None
+    tenant_id: str | None = None
+    resource_type: str | None = None
+    resource_id: str | None = None
+    ip_address: str | None = None
+    correlation_id: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    metadata: Mapping[str, Any]
+    anomaly_score: float | None = None
+    anomaly_reasons: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The event as JSON types; times are ISO 8601 in UTC with microseconds."""
+        return {
+            "id": str(self.id),
+            "occurred_at": self.occurred_at.isoformat(timespec="microseconds"),
+            "recorded_at": self.recorded_at.isoformat(timespec="microseconds"),
+            "category": self.category.value,
+            "action": self.action,
+            "level": self.level.value,
+            "outcome": self.outcome.value,
+            "user_id": self.user_id,
+            "tenant_id": self.tenant_id,
+            "resource_type": self.resource_type,
+            "resource_id": self.resource_id,
+            "ip_address": self.ip_address,
+            "correlation_id": self.correlation_id,
+            "trace_id": self.trace_id,
+            "span_id": self.span_id,
+            "metadata": dict(self.metadata),
+            "anomaly_score": self.anomaly_score,
+            "anomaly_reasons": list(self.anomaly_reasons),
+        }

@@ -1,0 +1,300 @@
+"""Group commit: the events of all waiting callers go to the database in one COPY, and each caller is released
+after its commit. One writer belongs to one event loop.
+
+A batch closes when the one before it is done, at 5,000 events, or when its oldest event has waited 5 ms (then
+a second lane takes it). The first try of a fresh batch is a COPY. Where the batch's fate is unknown, or a row
+may be there already, it goes as one `INSERT … SELECT FROM unnest(…) ON CONFLICT DO NOTHING` on
+(occurred_at, id) instead: one statement like a staging table's two, without the right to make one, and it
+waits for a first try that is still committing; so nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from dotmac.platform.audit_trail.database import Database, backoff, is_transient, meaning
+from dotmac.platform.audit_trail.entry import COLUMNS, Row
+from dotmac.platform.errors import AuditUnavailable, EngineClosed, InvalidEvent
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+__all__ = ["Item", "Writer"]
+
+MAX_BATCH = 5_000
+MAX_BATCH_BYTES = 16 << 20
+MAX_WAIT = 0.005
+LANES = 2
+
+_TYPES = {"occurred_at": "timestamptz", "id": "uuid", "ip_address": "inet", "metadata": "jsonb"} | {
+    "anomaly_score": "float8",
+    "anomaly_reasons": "jsonb",
+}
+_INSERT = (
+    f"INSERT INTO audit_events ({', '.join(COLUMNS)}) SELECT * FROM unnest("  # noqa: S608 (constant names)
+    + ", ".join(f"${place}::{_TYPES.get(name, 'text')}[]" for place, name in enumerate(COLUMNS, 1))
+    + ") ON CONFLICT (occurred_at, id) DO NOTHING RETURNING id"
+)
+
+
+class Item:
+    """One event on its way.
+
+    Attributes: may_exist: the row may be stored already. done: resolves to whether this call stored it.
+    """
+
+    __slots__ = ("deadline", "done", "may_exist", "row", "tried")
+
+    def __init__(self, row: Row, done: asyncio.Future[bool], deadline: float, *, may_exist: bool) -> None:
+        self.row = row
+        self.done = done
+        self.deadline = deadline
+        self.may_exist = may_exist
+        self.tried = False
+
+
+class Writer:
+    """Collects events and commits them in groups.
+
+    Args:
+        database: where they go.
+        timeout: seconds within which an event is durable or its caller has an error.
+        max_pending: events that may wait at once; further callers wait for room.
+    """
+
+    def __init__(self, database: Database, *, timeout: float, max_pending: int) -> None:  # noqa: ASYNC109
+        self._database = database
+        self._timeout = timeout
+        self._max_pending = max_pending
+        self._room = asyncio.Semaphore(max_pending)
+        self._loop = asyncio.get_running_loop()
+        self._pending: deque[Item] = deque()
+        self._lanes: set[asyncio.Task[None]] = set()
+        self._idle: list[Connection] = []
+        self._months: set[tuple[int, int]] = set()
+        self._second_lane: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def put(self, row: Row, *, may_exist: bool = False) -> bool:
+        """Store one event; returns after its commit.
+
+        Returns: False where the event was stored before under the same id.
+        Raises: AuditUnavailable, SchemaOutdated, ServerRefused, InvalidEvent.
+        """
+        deadline = self._loop.time() + self._timeout
+        await self._wait_for_room(deadline)
+        item = Item(row, self._loop.create_future(), deadline, may_exist=may_exist)
+        self._pending.append(item)
+        self._start_lane()
+        return await item.done
+
+    async def put_many(self, rows: Iterable[Row], *, may_exist: bool) -> list[bool]:
+        """Store a block of events, as `put` does each; the block shares one deadline."""
+        deadline = self._loop.time() + self._timeout
+        items = []
+        for row in rows:
+            await self._wait_for_room(deadline)
+            item = Item(row, self._loop.create_future(), deadline, may_exist=may_exist)
+            items.append(item)
+            self._pending.append(item)
+            self._start_lane()
+        answers = await asyncio.gather(*(item.done for item in items), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer is True for answer in answers]
+
+    async def _wait_for_room(self, deadline: float) -> None:
+        if self._closed:
+            raise EngineClosed("the audit writer of this event loop was closed while an event was on its way")
+        if not self._room.locked():
+            await self._room.acquire()
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._room.acquire()
+        except TimeoutError:
+            raise AuditUnavailable(
+                f"{self._max_pending} events wait for the audit database already and none left within "
+                f"{self._timeout:g} s; this one was not stored"
+            ) from None
+
+    # --- lanes -----------------------------------------------------------------------------------------------
+
+    def _start_lane(self) -> None:
+        if not self._lanes or (len(self._lanes) < LANES and len(self._pending) >= MAX_BATCH):
+            lane = self._loop.create_task(self._run_lane(), name="dotmac-audit-writer")
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        elif len(self._lanes) < LANES and self._second_lane is None:
+            self._second_lane = self._loop.call_later(MAX_WAIT, self._open_second_lane)
+
+    def _open_second_lane(self) -> None:
+        self._second_lane = None
+        if self._pending and 0 < len(self._lanes) < LANES:
+            lane = self._loop.create_task(self._run_lane(), name="dotmac-audit-writer")
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+
+    async def _run_lane(self) -> None:
+        # One turn of the loop, so that callers that are ready now share the first batch.
+        await asyncio.sleep(0)
+        while self._pending:
+            batch = self._take()
+            try:
+                await self._store(batch)
+            finally:
+                left = [item for item in batch if not item.done.done()]
+                if left:  # the lane itself was cancelled: nobody may wait for ever
+                    self._fail(left, self._unknown(left, "the event loop is being stopped"))
+                for _ in batch:
+                    self._room.release()
+
+    def _take(self) -> list[Item]:
+        batch: list[Item] = []
+        size = 0
+        while self._pending and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
+            item = self._pending.popleft()
+            batch.append(item)
+            size += len(item.row.metadata)
+        return batch
+
+    async def _store(self, batch: list[Item]) -> None:
+        """Store the batch, or give each of its callers an error by its deadline."""
+        attempt = 0
+        cause: BaseException | None = None
+        while batch := self._expire(batch, cause):
+            try:
+                async with asyncio.timeout_at(min(item.deadline for item in batch)):
+                    new = await self._send(batch)
+            except asyncpg.UniqueViolationError:
+                for item in batch:
+                    item.may_exist = True
+                continue
+            except asyncpg.CheckViolationError as error:  # the month's partition was dropped meanwhile
+                if attempt:
+                    self._fail(batch, meaning(error))
+                    return
+                self._months.clear()
+                attempt += 1
+                continue
+            except asyncpg.DataError as error:
+                await self._split(batch, error)
+                return
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+                if not is_transient(error):
+                    self._fail(batch, meaning(error))
+                    return
+                cause = error
+            except Exception as error:  # noqa: BLE001 (schema errors and bugs alike belong to the callers)
+                self._fail(batch, error)
+                return
+            else:
+                for item in batch:
+                    if not item.done.done():
+                        item.done.set_result(new is None or item.row.id in new)
+                return
+            for item in batch:
+                item.may_exist = item.may_exist or item.tried
+            pause = min(backoff(attempt), max(0.0, min(item.deadline for item in batch) - self._loop.time()))
+            attempt += 1
+            await asyncio.sleep(pause)
+
+    async def _split(self, batch: list[Item], error: Exception) -> None:
+        """One of these rows is refused, although it was checked: find it, and store the others."""
+        if len(batch) == 1:
+            text = f"the database does not take the event: {error}"
+            self._fail(batch, InvalidEvent(text))
+            return
+        middle = len(batch) // 2
+        await self._store(batch[:middle])
+        await self._store(batch[middle:])
+
+    async def _send(self, batch: list[Item]) -> set[object] | None:
+        """One try. Returns the ids that it stored, or None for all of them."""
+        connection = self._idle.pop() if self._idle else None
+        try:
+            if connection is None or connection.is_closed():
+                connection = await self._database.connect()
+            await self._ensure_partitions(connection, batch)
+            repeated = any(item.may_exist for item in batch)
+            for item in batch:
+                item.tried = True
+            if repeated:
+                columns: Sequence[tuple[object, ...]] = list(zip(*(item.row for item in batch), strict=True))
+                new = {record["id"] for record in await connection.fetch(_INSERT, *columns)}
+            else:
+                rows = [item.row for item in batch]
+                await connection.copy_records_to_table("audit_events", records=rows, columns=COLUMNS)
+                new = None
+        except asyncpg.PostgresError as error:
+            # The server answered, so the connection is sound, unless the answer was its farewell.
+            if connection is not None and not is_transient(error) and not connection.is_closed():
+                self._idle.append(connection)
+            elif connection is not None:
+                connection.terminate()
+            raise
+        except BaseException:
+            if connection is not None:
+                connection.terminate()
+            raise
+        self._idle.append(connection)
+        return new
+
+    async def _ensure_partitions(self, connection: Connection, batch: list[Item]) -> None:
+        wanted = {(item.row.occurred_at.year, item.row.occurred_at.month): item.row.occurred_at for item in batch}
+        for month, moment in wanted.items():
+            if month not in self._months:
+                # Next month's too, so that nobody waits at midnight; the bound is the function's own.
+                await connection.execute(
+                    "SELECT audit_ensure_partition(m) FROM unnest($1::timestamptz[]) AS m",
+                    [moment, moment + timedelta(days=31)],
+                )
+                self._months.add(month)
+
+    # --- ends ------------------------------------------------------------------------------------------------
+
+    def _expire(self, batch: list[Item], cause: BaseException | None) -> list[Item]:
+        now = self._loop.time()
+        late = [item for item in batch if item.deadline <= now]
+        if late:
+            why = f"{type(cause).__name__}: {cause}" if cause is not None else "it is busy"
+            self._fail(late, self._unknown(late, why))
+        # A caller that gave up before anything was sent is not stored behind its back.
+        return [item for item in batch if not item.done.done()]
+
+    def _unknown(self, items: list[Item], why: str) -> AuditUnavailable:
+        fate = "may or may not have been stored" if any(item.tried for item in items) else "was not stored"
+        return AuditUnavailable(
+            f"the audit database did not confirm within {self._timeout:g} s ({why}); the event {fate}; "
+            "logging it again with the same id can't store it twice"
+        )
+
+    @staticmethod
+    def _fail(batch: list[Item], error: Exception) -> None:
+        for item in batch:
+            if not item.done.done():
+                item.done.set_exception(error)
+
+    async def aclose(self) -> None:
+        """Store what waits, then close; takes at most the timeout."""
+        self._closed = True
+        if self._second_lane is not None:
+            self._second_lane.cancel()
+        if self._pending and not self._lanes:
+            self._start_lane()
+        lanes = [lane for lane in self._lanes if not lane.done()]
+        if lanes:
+            await asyncio.wait(lanes, timeout=2 * self._timeout)
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            try:
+                await connection.close(timeout=1.0)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                connection.terminate()
