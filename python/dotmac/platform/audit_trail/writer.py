@@ -97,13 +97,18 @@ class Writer:
     async def put_many(self, rows: Iterable[Row], *, may_exist: bool) -> list[bool]:
         """Store a block of events, as `put` does each; the block shares one deadline."""
         deadline = self._loop.time() + self._timeout
-        items = []
-        for row in rows:
-            await self._wait_for_room(deadline)
-            item = Item(row, self._loop.create_future(), deadline, may_exist=may_exist)
-            items.append(item)
-            self._pending.append(item)
-            self._start_lane()
+        items: list[Item] = []
+        try:
+            for row in rows:
+                await self._wait_for_room(deadline)
+                item = Item(row, self._loop.create_future(), deadline, may_exist=may_exist)
+                items.append(item)
+                self._pending.append(item)
+                self._start_lane()
+        except BaseException:
+            for item in items:
+                item.done.cancel()  # nobody waits for them any more
+            raise
         answers = await asyncio.gather(*(item.done for item in items), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -129,32 +134,39 @@ class Writer:
 
     def _start_lane(self) -> None:
         if not self._lanes or (len(self._lanes) < LANES and len(self._pending) >= MAX_BATCH):
-            lane = self._loop.create_task(self._run_lane(), name="dotmac-audit-writer")
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+            self._open_lane()
         elif len(self._lanes) < LANES and self._second_lane is None:
             self._second_lane = self._loop.call_later(MAX_WAIT, self._open_second_lane)
 
+    def _open_lane(self) -> None:
+        self._lanes.add(self._loop.create_task(self._run_lane(), name="dotmac-audit-writer"))
+
     def _open_second_lane(self) -> None:
         self._second_lane = None
-        if self._pending and 0 < len(self._lanes) < LANES:
-            lane = self._loop.create_task(self._run_lane(), name="dotmac-audit-writer")
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+        if self._pending and len(self._lanes) < LANES:
+            self._open_lane()
 
     async def _run_lane(self) -> None:
-        # One turn of the loop, so that callers that are ready now share the first batch.
-        await asyncio.sleep(0)
-        while self._pending:
-            batch = self._take()
-            try:
-                await self._store(batch)
-            finally:
-                left = [item for item in batch if not item.done.done()]
-                if left:  # the lane itself was cancelled: nobody may wait for ever
-                    self._fail(left, self._unknown(left, "the event loop is being stopped"))
-                for _ in batch:
-                    self._room.release()
+        try:
+            # One turn of the loop, so that callers that are ready now share the first batch.
+            await asyncio.sleep(0)
+            while self._pending:
+                await self._run_batch(self._take())
+        finally:
+            # Here, not in a callback: an event that comes next must see that nobody is at work.
+            self._lanes.discard(asyncio.current_task())  # type: ignore[arg-type]  # a lane is a task
+            if self._pending and not self._lanes and not self._loop.is_closed():
+                self._open_lane()  # this lane was cancelled; what waits is not to suffer
+
+    async def _run_batch(self, batch: list[Item]) -> None:
+        try:
+            await self._store(batch)
+        finally:
+            left = [item for item in batch if not item.done.done()]
+            if left:  # the lane was cancelled in the middle: nobody may wait for ever
+                self._fail(left, self._unknown(left, "the event loop is being stopped"))
+            for _ in batch:
+                self._room.release()
 
     def _take(self) -> list[Item]:
         batch: list[Item] = []
