@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Iterable
-from datetime import date, datetime
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
+from dotmac.platform import _semconv
 from dotmac.platform.audit_trail import query, schema
 from dotmac.platform.audit_trail.database import Database, Settings, meaning
 from dotmac.platform.audit_trail.entry import Row, make_row
@@ -20,8 +18,13 @@ from dotmac.platform.audit_trail.models import AuditCategory, AuditEvent, AuditL
 from dotmac.platform.audit_trail.query import EventPage, Filters, Order
 from dotmac.platform.audit_trail.writer import Writer
 from dotmac.platform.errors import InvalidArgument
+from dotmac.platform.observability import metrics
+from dotmac.platform.observability.tracing import span
 
 if TYPE_CHECKING:
+    from types import TracebackType
+    from datetime import date, datetime
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
     from ipaddress import IPv4Address, IPv6Address
 
     import asyncpg
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AuditAggregator"]
 
+Answer = TypeVar("Answer")
+
 DEFAULT_LIMIT = 1_000
 _FAILED_WORDS = frozenset({"failed", "failure", "fail"})
 _DENIED_WORDS = frozenset({"denied", "refused", "forbidden", "blocked", "rejected"})
@@ -44,16 +49,16 @@ _LEFT_TO_THE_PARENT: list[object] = []
 class _LoopState:
     """What belongs to one event loop: connections and the writer."""
 
-    def __init__(self, settings: Settings, max_pending: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.loop = asyncio.get_running_loop()
         self.database = Database(settings)
-        self.writer = Writer(self.database, timeout=settings.timeout, max_pending=max_pending)
+        self.writer = Writer(self.database)
         self._guard = self._until_the_loop_ends()
 
     async def start(self) -> None:
         await anext(self._guard)
 
-    async def _until_the_loop_ends(self) -> AsyncIterator[None]:
+    async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
         # asyncio.run() and its like end a loop's async generators before they close it: the one hook that
         # lets connections be closed by a loop whose user never called aclose().
         try:
@@ -63,7 +68,7 @@ class _LoopState:
             await self.database.aclose()
 
     async def aclose(self) -> None:
-        await self._guard.aclose()  # type: ignore[attr-defined]  # an async generator has it
+        await self._guard.aclose()
 
 
 class _Process:
@@ -92,12 +97,12 @@ class AuditAggregator:
         redis_url: Redis or Valkey; default as above. Nothing is kept there by this version.
         config: settings; arguments win over it, it wins over the environment.
         timeout: seconds within which an event is durable or `log_event` raises, and a query answers;
-            default 10.
-        max_pending: events that may wait for the database at once; further callers wait; default 20,000.
+            defaults of this and the next four: the configuration's.
+        max_pending: events that may wait for the database at once; further callers wait.
         statement_cache_size: prepared statements kept per connection; 0 behind pgbouncer in transaction
-            mode; default 100.
-        anomaly_detection: score events as they are logged; default as in the configuration: on.
-        anomaly_threshold: score in [0, 1] from which an event is an anomaly; default 0.5.
+            mode.
+        anomaly_detection: score events as they are logged.
+        anomaly_threshold: score in (0, 1] from which an event is an anomaly.
         on_anomaly: called with an `Anomaly` after an anomalous event is stored; may be async. What it
             raises is logged, since the event is stored all the same.
 
@@ -119,7 +124,7 @@ class AuditAggregator:
     ) -> None:
         from dotmac.platform.connection.urls import parse_redis_url, postgres_dsn
 
-        if timeout is not None and not 0 < timeout < 86_400:  # noqa: PLR2004 (a day)
+        if timeout is not None and not 0 < timeout < 86_400:
             raise InvalidArgument("timeout", timeout, "give seconds, more than 0 and less than 86400")
         if max_pending is not None and max_pending < 1:
             raise InvalidArgument("max_pending", max_pending, "give at least 1")
@@ -142,7 +147,7 @@ class AuditAggregator:
         self._on_anomaly = on_anomaly
         self._process: _Process | None = None
 
-    # --- events ----------------------------------------------------------------------------------------------
+    # --- events
 
     async def log_event(
         self,
@@ -159,7 +164,7 @@ class AuditAggregator:
         correlation_id: str | int | UUID | None = None,
         metadata: dict[str, Any] | None = None,
         occurred_at: datetime | None = None,
-        id: UUID | str | None = None,  # noqa: A002 (the column's name, and the one a retry needs)
+        id: UUID | str | None = None,
     ) -> UUID:
         """Store one event; it is durable when this returns.
 
@@ -207,8 +212,9 @@ class AuditAggregator:
         anomaly = None
         if process.scorer is not None:
             row, anomaly = process.scorer.score(row)
-        state = await self._state()
-        new = await state.writer.put(row, may_exist=id is not None)
+        with span(_semconv.SPAN_AUDIT_LOG, {_semconv.AUDIT_CATEGORY: row.category}):
+            state = await self._state()
+            new = await state.writer.put(row, may_exist=id is not None)
         if new and anomaly is not None:
             await self._tell(anomaly)
         return row.id
@@ -219,6 +225,7 @@ class AuditAggregator:
         return await state.writer.put_many(rows, may_exist=True)
 
     async def _tell(self, anomaly: Anomaly) -> None:
+        metrics.counter(_semconv.AUDIT_ANOMALIES).add(1, {_semconv.AUDIT_DETECTOR: "rate"})
         if self._on_anomaly is None:
             return
         try:
@@ -230,7 +237,7 @@ class AuditAggregator:
 
             logging.getLogger(__name__).exception("on_anomaly failed for event %s", anomaly.event_id)
 
-    # --- queries ---------------------------------------------------------------------------------------------
+    # --- queries
 
     async def query_events(
         self,
@@ -300,7 +307,8 @@ class AuditAggregator:
         where = f" WHERE {' AND '.join(parts)}" if parts else ""
 
         async def work(connection: Connection) -> int:
-            return int(await connection.fetchval(f"SELECT count(*) FROM audit_events{where}", *values))
+            sql = f"SELECT count(*) FROM audit_events{where}"
+            return int(await connection.fetchval(sql, *values))
 
         return await self._read(work)
 
@@ -335,7 +343,7 @@ class AuditAggregator:
         """
         from dotmac.platform.audit_trail.tail import follow
 
-        if not 0.01 <= poll <= 60:  # noqa: PLR2004 (documented bounds)
+        if not 0.01 <= poll <= 60:
             raise InvalidArgument("poll", poll, "give seconds from 0.01 to 60")
         async for event in follow(self._read, _filters(None, None, filters), since_start, poll):
             yield event
@@ -366,12 +374,12 @@ class AuditAggregator:
         """
         from dotmac.platform.audit_trail.reports import build
 
-        timeout = 10 * self._limits()[0]
+        timeout = 10 * self._seconds()
         return await self._read(
             build.prepare(start_date, end_date, report_type, tenant_id, time_zone, max_rows), timeout
         )
 
-    # --- tables ----------------------------------------------------------------------------------------------
+    # --- tables
 
     async def migrate(self) -> schema.SchemaStatus:
         """Bring the tables up to date; several processes at once wait for one another.
@@ -403,7 +411,7 @@ class AuditAggregator:
 
         await self._read(work)
 
-    # --- life ------------------------------------------------------------------------------------------------
+    # --- life
 
     async def __aenter__(self) -> Self:
         return self
@@ -439,12 +447,12 @@ class AuditAggregator:
         """A detector with this aggregator's settings and no history, or None where detection is off."""
         wanted = self._anomaly_detection
         if wanted is None:
-            wanted = self._section().anomaly_detection_enabled if self._reads_config() else True
+            wanted = self._section().anomaly_detection_enabled
         if not wanted:
             return None
         from dotmac.platform.audit_trail.anomaly import Scorer
 
-        threshold = 0.5 if self._anomaly_threshold is None else self._anomaly_threshold
+        threshold = self._anomaly_threshold or self._section().anomaly_threshold
         return Scorer(threshold, seed=int.from_bytes(os.urandom(8)))
 
     async def _state(self) -> _LoopState:
@@ -459,15 +467,20 @@ class AuditAggregator:
         return await asyncio.shield(made)
 
     async def _start_state(self) -> _LoopState:
-        state = _LoopState(await self._settings(), self._limits()[1])
+        state = _LoopState(await self._settings())
         await state.start()
         return state
 
-    async def _read(self, work: Any, timeout: float | None = None) -> Any:  # noqa: ASYNC109 (passed on)
+    async def _read(
+        self,
+        work: Callable[[Connection], Awaitable[Answer]],
+        timeout: float | None = None,
+    ) -> Answer:
         state = await self._state()
-        return await state.database.read(work, timeout or self._limits()[0])
+        with span(_semconv.SPAN_AUDIT_QUERY, {_semconv.DB_SYSTEM: "postgresql"}):
+            return await state.database.read(work, timeout or self._seconds())
 
-    async def _once(self, work: Any) -> Any:
+    async def _once(self, work: Awaitable[Answer]) -> Answer:
         import asyncpg
         from sqlalchemy.exc import DBAPIError
 
@@ -475,7 +488,7 @@ class AuditAggregator:
         from dotmac.platform.errors import AuditUnavailable
 
         try:
-            async with asyncio.timeout(10 * self._limits()[0]):
+            async with asyncio.timeout(10 * self._seconds()):
                 return await work
         except DBAPIError as error:
             cause = error.orig.__cause__ if error.orig is not None else None
@@ -485,10 +498,7 @@ class AuditAggregator:
                 raise AuditUnavailable(f"the audit database does not answer: {error}") from error
             raise meaning(error) from error
 
-    # --- settings --------------------------------------------------------------------------------------------
-
-    def _reads_config(self) -> bool:
-        return self._config is not None or self._postgres_url is None
+    # --- settings
 
     def _section(self) -> AuditTrailConfig:
         if self._config is not None:
@@ -497,26 +507,30 @@ class AuditAggregator:
 
         return get_config().audit_trail
 
-    def _limits(self) -> tuple[float, int]:
-        return self._timeout or 10.0, self._max_pending or 20_000
+    def _seconds(self) -> float:
+        return self._section().timeout if self._timeout is None else self._timeout
 
     async def _settings(self) -> Settings:
         from dotmac.platform.connection.embedded import aresolve_database
         from dotmac.platform.connection.urls import postgres_dsn
 
-        url = self._postgres_url
-        if url is None and self._config is not None:
-            url = _plain(self._config.postgres_url)
+        section = self._section()
+        url = self._postgres_url or _plain(section.postgres_url)
         if url is None:
             from dotmac.platform.core.unified_config import get_config
 
-            whole = get_config()
-            url = _plain(whole.audit_trail.postgres_url) or whole.get_database_url()
-        cache = self._statement_cache_size
+            url = get_config().get_database_url()
+        cache, pending = self._statement_cache_size, self._max_pending
         return Settings(
             dsn=postgres_dsn(await aresolve_database(url)),
-            timeout=self._limits()[0],
-            statement_cache_size=100 if cache is None else cache,
+            timeout=self._seconds(),
+            connect_timeout=section.connect_timeout,
+            statement_cache_size=section.statement_cache_size if cache is None else cache,
+            batch_size=section.batch_size,
+            batch_wait=section.batch_wait_ms / 1000,
+            max_pending=section.max_pending if pending is None else pending,
+            pool_min_size=section.pool_min_size,
+            pool_max_size=section.pool_max_size,
             migrate_on_first_use=_is_embedded(url),
         )
 
@@ -554,7 +568,7 @@ def _filters(start: datetime | None, end: datetime | None, given: dict[str, Any]
         raise InvalidArgument(unknown[0], given[unknown[0]], f"the filters are {', '.join(known)}") from error
 
 
-def _order(order: object) -> Order:
+def _order(order: str) -> Order:
     try:
         return Order(order)
     except ValueError:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
-from uuid import UUID
+from typing import TYPE_CHECKING
 
 from dotmac.platform._native import RateDetector
-from dotmac.platform.audit_trail.entry import Row
 from dotmac.platform.audit_trail.ids import micros
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from uuid import UUID
+
+    from dotmac.platform.audit_trail.entry import Row
 
 __all__ = ["Anomaly", "OnAnomaly", "Scorer"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,15 +21,17 @@ from dotmac.platform.errors import (
 )
 
 if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record]
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-__all__ = ["Database", "Settings", "backoff", "meaning", "is_transient"]
+    Connection = asyncpg.Connection[asyncpg.Record]
+    Pooled = Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+
+__all__ = ["Database", "Settings", "backoff", "is_transient", "meaning"]
 
 Answer = TypeVar("Answer")
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
-_QUERY_CONNECTIONS = 4
 _CLOSE_SECONDS = 5.0
 # Classes and codes of SQLSTATE that may pass by themselves: connection, resources, shutdown, crash,
 # start-up, a cancelled statement, serialisation, deadlock, lock timeout, a standby not yet promoted.
@@ -44,8 +45,14 @@ class Settings:
 
     dsn: str
     timeout: float
+    connect_timeout: float
     statement_cache_size: int
-    migrate_on_first_use: bool = False
+    batch_size: int
+    batch_wait: float
+    max_pending: int
+    pool_min_size: int
+    pool_max_size: int
+    migrate_on_first_use: bool
 
 
 def is_transient(error: BaseException) -> bool:
@@ -75,7 +82,7 @@ def backoff(attempt: int) -> float:
     Jitter", 2015), never 0.
     """
     ceiling: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10))
-    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 (spread, not secrecy)
+    return ceiling * random.uniform(0.5, 1.0)
 
 
 class Database:
@@ -85,6 +92,7 @@ class Database:
         self.settings = settings
         self._checked = False
         self._checking = asyncio.Lock()
+        self._opening = asyncio.Lock()
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def connect(self) -> Connection:
@@ -99,7 +107,7 @@ class Database:
 
     async def open(self) -> Connection:
         """A new connection to a database whose tables may be missing."""
-        connection = await asyncpg.connect(**self._arguments())
+        connection: Connection = await asyncpg.connect(**self._arguments())
         try:
             await _make_durable(connection)
         except BaseException:
@@ -110,7 +118,7 @@ class Database:
     def _arguments(self) -> dict[str, Any]:
         return {
             "dsn": self.settings.dsn,
-            "timeout": self.settings.timeout,
+            "timeout": min(self.settings.connect_timeout, self.settings.timeout),
             "statement_cache_size": self.settings.statement_cache_size,
         }
 
@@ -129,20 +137,27 @@ class Database:
             self._checked = True
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Connection]:
+    async def reading(self) -> AsyncIterator[Pooled]:
         """A pooled connection; not for writing, which has connections of its own."""
-        if self._pool is None:
-            self._pool = asyncpg.create_pool(
-                min_size=0, max_size=_QUERY_CONNECTIONS, init=self._init, **self._arguments()
-            )
-            await self._pool
-        async with self._pool.acquire() as connection:
+        pool = self._pool or await self._open_pool()
+        async with pool.acquire() as connection:
             yield connection
+
+    async def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    min_size=self.settings.pool_min_size,
+                    max_size=self.settings.pool_max_size,
+                    init=self._init,
+                    **self._arguments(),
+                )
+            return self._pool
 
     async def _init(self, connection: Connection) -> None:
         await self._check_once(connection)
 
-    async def read(self, work: Callable[[Connection], Awaitable[Answer]], timeout: float) -> Answer:  # noqa: ASYNC109 (the retries share it)
+    async def read(self, work: Callable[[Any], Awaitable[Answer]], timeout: float) -> Answer:
         """Run a repeatable piece of reading; a lost connection is tried again until `timeout` seconds passed.
 
         Raises: AuditUnavailable: no answer in time. SchemaOutdated, ServerRefused: it will not get better.
@@ -154,14 +169,20 @@ class Database:
             try:
                 async with asyncio.timeout_at(deadline), self.reading() as connection:
                     return await work(connection)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+            ) as error:
                 if not is_transient(error):
                     raise meaning(error) from error
                 pause = backoff(attempt)
                 attempt += 1
                 if loop.time() + pause >= deadline:
                     raise AuditUnavailable(
-                        f"no answer from the audit database within {timeout:g} s: {type(error).__name__}: {error}"
+                        f"no answer from the audit database within {timeout:g} s: "
+                        f"{type(error).__name__}: {error}"
                     ) from error
             await asyncio.sleep(pause)
 

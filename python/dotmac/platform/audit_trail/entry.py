@@ -14,11 +14,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from opentelemetry import trace
-
 from dotmac.platform.audit_trail.ids import EPOCH, IdSource, from_micros, micros, time_of
 from dotmac.platform.audit_trail.models import AuditCategory, AuditLevel, AuditOutcome, parse_choice
 from dotmac.platform.errors import InvalidEvent
+from dotmac.platform.observability.tracing import trace_ids
 
 __all__ = ["COLUMNS", "MAX_METADATA_BYTES", "MAX_TEXT", "Row", "aware", "make_row", "parse_address"]
 
@@ -84,7 +83,7 @@ def make_row(
             raise _bad("ip_address", ip_address, "give an IPv4 or IPv6 address, or leave it out")
     identity = _identity(event_id)
     moment = _moment(source, occurred_at, identity)
-    span = trace.get_current_span().get_span_context()
+    traced = trace_ids()
     return Row(
         occurred_at=moment,
         id=identity or source.new(micros(moment)),
@@ -98,8 +97,8 @@ def make_row(
         resource_id=_text("resource_id", resource_id),
         ip_address=address,
         correlation_id=_text("correlation_id", correlation_id),
-        trace_id=trace.format_trace_id(span.trace_id) if span.is_valid else None,
-        span_id=trace.format_span_id(span.span_id) if span.is_valid else None,
+        trace_id=traced[0] if traced else None,
+        span_id=traced[1] if traced else None,
         metadata=encoded,
     )
 
@@ -214,7 +213,7 @@ def _plain(path: str, value: object, depth: int) -> Any:
         _check_characters(path, value)
         return str.__str__(value)
     if isinstance(value, int):
-        if value.bit_length() > 10_000:  # noqa: PLR2004 (about 3,000 digits; Python writes no more than 4,300)
+        if value.bit_length() > 10_000:
             raise InvalidEvent(f"{path}: an integer of {value.bit_length()} bits is too large; give a string")
         return int(value)
     if isinstance(value, float):
@@ -239,6 +238,6 @@ def _plain(path: str, value: object, depth: int) -> Any:
 def _bad(field: str, value: object, right: str) -> InvalidEvent:
     try:
         shown = repr(value[:_SHOWN] if isinstance(value, str | bytes) else value)[: _SHOWN + 20]
-    except Exception:  # noqa: BLE001 (a broken __repr__ must not hide what is wrong)
+    except Exception:
         shown = f"<{type(value).__name__}>"
     return InvalidEvent(f"{field[:200]}: {shown} is not allowed; {right}")

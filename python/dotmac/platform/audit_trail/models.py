@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dotmac.platform.errors import InvalidEvent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from uuid import UUID
 
 __all__ = ["AuditCategory", "AuditEvent", "AuditLevel", "AuditOutcome", "parse_choice"]
 

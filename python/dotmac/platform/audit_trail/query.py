@@ -9,7 +9,6 @@ import hashlib
 import ipaddress
 import json
 import struct
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,8 @@ from dotmac.platform.audit_trail.models import (
 from dotmac.platform.errors import InvalidArgument, InvalidCursor, InvalidEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import asyncpg
 
 __all__ = ["MAX_LIMIT", "SELECT", "EventPage", "Filters", "Order", "event_of", "page_sql"]
@@ -108,7 +109,9 @@ class Filters:
             outcomes=_choices(AuditOutcome, "outcome", outcome),
             actions=None
             if actions is None
-            else tuple(_text("actions", item) for item in ([actions] if isinstance(actions, str) else actions)),
+            else tuple(
+                _text("actions", item) for item in ([actions] if isinstance(actions, str) else actions)
+            ),
             user_id=_identifier("user_id", user_id),
             tenant_id=_identifier("tenant_id", tenant_id),
             resource_type=_identifier("resource_type", resource_type),
@@ -187,7 +190,7 @@ def _read_cursor(filters: Filters, order: Order, cursor: object) -> tuple[dateti
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         version, moment, identity, digest = _CURSOR.unpack(raw)
     except (binascii.Error, struct.error, ValueError):
-        raise InvalidCursor(f"cursor: {cursor[:40]!r} is damaged; pass a page's next_cursor unchanged") from None
+        raise InvalidCursor(f"cursor: {cursor[:40]!r} is damaged; pass a page's next_cursor") from None
     position = raw[: _PLAIN.size]
     if version != 1 or digest != filters.digest(order, position):
         raise InvalidCursor(
@@ -270,7 +273,9 @@ def _network(value: object) -> str | None:
     try:
         return str(ipaddress.ip_network(value, strict=False))  # type: ignore[arg-type]  # ValueError for others
     except ValueError:
-        raise InvalidArgument("ip_address", value, "give an address or a network such as 10.0.0.0/8") from None
+        raise InvalidArgument(
+            "ip_address", value, "give an address or a network such as 10.0.0.0/8"
+        ) from None
 
 
 def _like(action: str) -> str:

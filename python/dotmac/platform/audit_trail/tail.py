@@ -10,17 +10,18 @@ Polling, not LISTEN/NOTIFY: NOTIFY serialises all commits, and LISTEN does not p
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from dotmac.platform.audit_trail import query
-from dotmac.platform.audit_trail.models import AuditEvent
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from datetime import datetime
     from uuid import UUID
 
     import asyncpg
+
+    from dotmac.platform.audit_trail.models import AuditEvent
 
     Connection = asyncpg.Connection[asyncpg.Record]
     Place = tuple[int, datetime, UUID]

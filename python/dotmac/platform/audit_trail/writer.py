@@ -1,35 +1,39 @@
-"""Group commit: the events of all waiting callers go to the database in one COPY, and each caller is released
-after its commit. One writer belongs to one event loop.
+"""Group commit: the events of all waiting callers go in one COPY, each caller is released after its commit.
 
-A batch closes when the one before it is done, at 5,000 events, or when its oldest event has waited 5 ms (then
-a second lane takes it). The first try of a fresh batch is a COPY. Where the batch's fate is unknown, or a row
-may be there already, it goes as one `INSERT … SELECT FROM unnest(…) ON CONFLICT DO NOTHING` on
-(occurred_at, id) instead: one statement like a staging table's two, without the right to make one, and it
-waits for a first try that is still committing; so nothing is stored twice.
+One writer belongs to one event loop.
+
+A batch closes when the one before it is done, when it is full, or when its oldest event has waited for some
+milliseconds (then a second lane takes it). The first try of a fresh batch is a COPY. Where the batch's fate
+is unknown, or a row may be there already, it goes as one `INSERT … SELECT FROM unnest(…) ON CONFLICT DO
+NOTHING` on (occurred_at, id) instead: one statement like a staging table's two, without the right to make
+one, and it waits for a first try that is still committing; so nothing is stored twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable, Sequence
+import time
+from collections import Counter, deque
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
 
+from dotmac.platform import _semconv
 from dotmac.platform.audit_trail.database import Database, backoff, is_transient, meaning
 from dotmac.platform.audit_trail.entry import COLUMNS, Row
 from dotmac.platform.errors import AuditUnavailable, EngineClosed, InvalidEvent
+from dotmac.platform.observability import metrics
+from dotmac.platform.observability.tracing import span
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     Connection = asyncpg.Connection[asyncpg.Record]
 
 __all__ = ["Item", "Writer"]
 
-MAX_BATCH = 5_000
 MAX_BATCH_BYTES = 16 << 20
-MAX_WAIT = 0.005
 LANES = 2
 
 _TYPES = {"occurred_at": "timestamptz", "id": "uuid", "ip_address": "inet", "metadata": "jsonb"} | {
@@ -37,7 +41,7 @@ _TYPES = {"occurred_at": "timestamptz", "id": "uuid", "ip_address": "inet", "met
     "anomaly_reasons": "jsonb",
 }
 _INSERT = (
-    f"INSERT INTO audit_events ({', '.join(COLUMNS)}) SELECT * FROM unnest("  # noqa: S608 (constant names)
+    f"INSERT INTO audit_events ({', '.join(COLUMNS)}) SELECT * FROM unnest("
     + ", ".join(f"${place}::{_TYPES.get(name, 'text')}[]" for place, name in enumerate(COLUMNS, 1))
     + ") ON CONFLICT (occurred_at, id) DO NOTHING RETURNING id"
 )
@@ -63,19 +67,20 @@ class Writer:
     """Collects events and commits them in groups.
 
     Args:
-        database: where they go.
-        timeout: seconds within which an event is durable or its caller has an error.
-        max_pending: events that may wait at once; further callers wait for room.
+        database: where they go; its settings say how large a batch is, how long it waits, how many events
+            may wait, and within how many seconds an event is durable or its caller has an error.
     """
 
-    def __init__(self, database: Database, *, timeout: float, max_pending: int) -> None:  # noqa: ASYNC109
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._timeout = timeout
-        self._max_pending = max_pending
-        self._room = asyncio.Semaphore(max_pending)
+        self._timeout = database.settings.timeout
+        self._max_pending = database.settings.max_pending
+        self._max_batch = database.settings.batch_size
+        self._max_wait = database.settings.batch_wait
+        self._room = asyncio.Semaphore(self._max_pending)
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Item] = deque()
-        self._lanes: set[asyncio.Task[None]] = set()
+        self._lanes: set[asyncio.Task[None] | None] = set()
         self._idle: list[Connection] = []
         self._months: set[tuple[int, int]] = set()
         self._second_lane: asyncio.TimerHandle | None = None
@@ -130,13 +135,13 @@ class Writer:
                 f"{self._timeout:g} s; this one was not stored"
             ) from None
 
-    # --- lanes -----------------------------------------------------------------------------------------------
+    # --- lanes
 
     def _start_lane(self) -> None:
-        if not self._lanes or (len(self._lanes) < LANES and len(self._pending) >= MAX_BATCH):
+        if not self._lanes or (len(self._lanes) < LANES and len(self._pending) >= self._max_batch):
             self._open_lane()
         elif len(self._lanes) < LANES and self._second_lane is None:
-            self._second_lane = self._loop.call_later(MAX_WAIT, self._open_second_lane)
+            self._second_lane = self._loop.call_later(self._max_wait, self._open_second_lane)
 
     def _open_lane(self) -> None:
         self._lanes.add(self._loop.create_task(self._run_lane(), name="dotmac-audit-writer"))
@@ -154,7 +159,7 @@ class Writer:
                 await self._run_batch(self._take())
         finally:
             # Here, not in a callback: an event that comes next must see that nobody is at work.
-            self._lanes.discard(asyncio.current_task())  # type: ignore[arg-type]  # a lane is a task
+            self._lanes.discard(asyncio.current_task())
             if self._pending and not self._lanes and not self._loop.is_closed():
                 self._open_lane()  # this lane was cancelled; what waits is not to suffer
 
@@ -171,7 +176,7 @@ class Writer:
     def _take(self) -> list[Item]:
         batch: list[Item] = []
         size = 0
-        while self._pending and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
+        while self._pending and len(batch) < self._max_batch and size < MAX_BATCH_BYTES:
             item = self._pending.popleft()
             batch.append(item)
             size += len(item.row.metadata)
@@ -184,7 +189,7 @@ class Writer:
         while batch := self._expire(batch, cause):
             try:
                 async with asyncio.timeout_at(min(item.deadline for item in batch)):
-                    new = await self._send(batch)
+                    new = await self._commit(batch)
             except asyncpg.UniqueViolationError:
                 for item in batch:
                     item.may_exist = True
@@ -199,12 +204,17 @@ class Writer:
             except asyncpg.DataError as error:
                 await self._split(batch, error)
                 return
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+            ) as error:
                 if not is_transient(error):
                     self._fail(batch, meaning(error))
                     return
                 cause = error
-            except Exception as error:  # noqa: BLE001 (schema errors and bugs alike belong to the callers)
+            except Exception as error:
                 self._fail(batch, error)
                 return
             else:
@@ -227,6 +237,26 @@ class Writer:
         middle = len(batch) // 2
         await self._store(batch[:middle])
         await self._store(batch[middle:])
+
+    async def _commit(self, batch: list[Item]) -> set[object] | None:
+        """`_send`, measured."""
+        began = time.monotonic()
+        try:
+            with span(_semconv.SPAN_AUDIT_COMMIT, {_semconv.DB_SYSTEM: "postgresql"}):
+                new = await self._send(batch)
+        except BaseException as error:
+            failures = metrics.counter(_semconv.AUDIT_COMMIT_FAILURES)
+            failures.add(1, {_semconv.ERROR_TYPE: type(error).__qualname__})
+            raise
+        metrics.histogram(_semconv.AUDIT_COMMIT_DURATION).record(time.monotonic() - began)
+        metrics.histogram(_semconv.AUDIT_BATCH_SIZE).record(len(batch))
+        kinds = Counter(
+            (item.row.category, item.row.level) for item in batch if new is None or item.row.id in new
+        )
+        for (category, level), count in kinds.items():
+            attributes = {_semconv.AUDIT_CATEGORY: category, _semconv.AUDIT_LEVEL: level}
+            metrics.counter(_semconv.AUDIT_EVENTS).add(count, attributes)
+        return new
 
     async def _send(self, batch: list[Item]) -> set[object] | None:
         """One try. Returns the ids that it stored, or None for all of them."""
@@ -260,7 +290,9 @@ class Writer:
         return new
 
     async def _ensure_partitions(self, connection: Connection, batch: list[Item]) -> None:
-        wanted = {(item.row.occurred_at.year, item.row.occurred_at.month): item.row.occurred_at for item in batch}
+        wanted = {
+            (item.row.occurred_at.year, item.row.occurred_at.month): item.row.occurred_at for item in batch
+        }
         for month, moment in wanted.items():
             if month not in self._months:
                 # Next month's too, so that nobody waits at midnight; the bound is the function's own.
@@ -270,7 +302,7 @@ class Writer:
                 )
                 self._months.add(month)
 
-    # --- ends ------------------------------------------------------------------------------------------------
+    # --- ends
 
     def _expire(self, batch: list[Item], cause: BaseException | None) -> list[Item]:
         now = self._loop.time()
@@ -301,7 +333,7 @@ class Writer:
             self._second_lane.cancel()
         if self._pending and not self._lanes:
             self._start_lane()
-        lanes = [lane for lane in self._lanes if not lane.done()]
+        lanes = [lane for lane in self._lanes if lane is not None]
         if lanes:
             await asyncio.wait(lanes, timeout=2 * self._timeout)
         idle, self._idle = self._idle, []

@@ -81,10 +81,12 @@ STATEMENTS = (
             PERFORM pg_advisory_xact_lock(4843917210475301);
             IF to_regclass(quote_ident(leaf)) IS NULL THEN
                 -- Attached, not created in place: writers of other months are not held up meanwhile.
-                EXECUTE format('CREATE TABLE %I (LIKE audit_events INCLUDING DEFAULTS INCLUDING COMMENTS)', leaf);
+                EXECUTE format(
+                    'CREATE TABLE %I (LIKE audit_events INCLUDING DEFAULTS INCLUDING COMMENTS)', leaf);
                 EXECUTE format('CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON %I
                     FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse_change()', leaf);
-                EXECUTE format('ALTER TABLE audit_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', leaf,
+                EXECUTE format(
+                    'ALTER TABLE audit_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', leaf,
                     first_day AT TIME ZONE 'UTC', (first_day + interval '1 month') AT TIME ZONE 'UTC');
             END IF;
         END IF;
@@ -94,7 +96,8 @@ STATEMENTS = (
     # A function with its owner's rights must not look names up where its caller says.
     """
     DO $$ BEGIN
-        EXECUTE format('ALTER FUNCTION audit_ensure_partition(timestamptz) SET search_path = %I, pg_temp',
+        EXECUTE format(
+            'ALTER FUNCTION audit_ensure_partition(timestamptz) SET search_path = %I, pg_temp',
             current_schema());
     END $$
     """,
