@@ -333,8 +333,8 @@ async def test_filters_mean_what_they_mean_in_python(
 
     expected = [event for event in events if wanted(event)]
     filters = {
-        "start_time": first, "end_time": after, "categories": categories, "levels": levels, "outcome": outcome,
-        "actions": actions, "user_id": user, "ip_address": network, "min_anomaly_score": score,
+        "start_time": first, "end_time": after, "categories": categories, "levels": levels,
+        "outcome": outcome, "actions": actions, "user_id": user, "ip_address": network, "min_anomaly_score": score,
         "tenant_id": tenant,
     }  # fmt: skip
     found = await audit.query_events(**filters, limit=limit, order=order)

@@ -22,10 +22,10 @@ from dotmac.platform.observability import metrics
 from dotmac.platform.observability.tracing import span
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from datetime import date, datetime
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+    from datetime import date, datetime
     from ipaddress import IPv4Address, IPv6Address
+    from types import TracebackType
 
     import asyncpg
 
@@ -124,7 +124,7 @@ class AuditAggregator:
     ) -> None:
         from dotmac.platform.connection.urls import parse_redis_url, postgres_dsn
 
-        if timeout is not None and not 0 < timeout < 86_400:
+        if timeout is not None and not 0 < timeout < 86_400:  # noqa: PLR2004 (bounds told in the text)
             raise InvalidArgument("timeout", timeout, "give seconds, more than 0 and less than 86400")
         if max_pending is not None and max_pending < 1:
             raise InvalidArgument("max_pending", max_pending, "give at least 1")
@@ -164,7 +164,7 @@ class AuditAggregator:
         correlation_id: str | int | UUID | None = None,
         metadata: dict[str, Any] | None = None,
         occurred_at: datetime | None = None,
-        id: UUID | str | None = None,
+        id: UUID | str | None = None,  # noqa: A002 (the column's name, and the one a retry needs)
     ) -> UUID:
         """Store one event; it is durable when this returns.
 
@@ -307,7 +307,7 @@ class AuditAggregator:
         where = f" WHERE {' AND '.join(parts)}" if parts else ""
 
         async def work(connection: Connection) -> int:
-            sql = f"SELECT count(*) FROM audit_events{where}"
+            sql = f"SELECT count(*) FROM audit_events{where}"  # noqa: S608 (constants and conditions of ours)
             return int(await connection.fetchval(sql, *values))
 
         return await self._read(work)
@@ -343,7 +343,7 @@ class AuditAggregator:
         """
         from dotmac.platform.audit_trail.tail import follow
 
-        if not 0.01 <= poll <= 60:
+        if not 0.01 <= poll <= 60:  # noqa: PLR2004 (bounds told in the text)
             raise InvalidArgument("poll", poll, "give seconds from 0.01 to 60")
         async for event in follow(self._read, _filters(None, None, filters), since_start, poll):
             yield event

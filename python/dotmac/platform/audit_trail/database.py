@@ -82,7 +82,7 @@ def backoff(attempt: int) -> float:
     Jitter", 2015), never 0.
     """
     ceiling: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10))
-    return ceiling * random.uniform(0.5, 1.0)
+    return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 (spread, not secrecy)
 
 
 class Database:

@@ -213,7 +213,7 @@ def _plain(path: str, value: object, depth: int) -> Any:
         _check_characters(path, value)
         return str.__str__(value)
     if isinstance(value, int):
-        if value.bit_length() > 10_000:
+        if value.bit_length() > 10_000:  # noqa: PLR2004 (bounds told in the text)
             raise InvalidEvent(f"{path}: an integer of {value.bit_length()} bits is too large; give a string")
         return int(value)
     if isinstance(value, float):
@@ -238,6 +238,6 @@ def _plain(path: str, value: object, depth: int) -> Any:
 def _bad(field: str, value: object, right: str) -> InvalidEvent:
     try:
         shown = repr(value[:_SHOWN] if isinstance(value, str | bytes) else value)[: _SHOWN + 20]
-    except Exception:
+    except Exception:  # noqa: BLE001 (told to whom it concerns)
         shown = f"<{type(value).__name__}>"
     return InvalidEvent(f"{field[:200]}: {shown} is not allowed; {right}")

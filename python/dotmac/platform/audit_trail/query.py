@@ -152,7 +152,7 @@ class Filters:
         return parts, values
 
     def digest(self, order: Order, position: bytes) -> bytes:
-        """Ties a cursor to its query. The times are left out: `start_time=now - 7 days` moves between pages."""
+        """Ties a cursor to its query; not to its times, for `now - 7 days` moves between pages."""
         told = [order.value]
         told += [repr(getattr(self, name)) for name in self.__slots__ if not name.endswith("_time")]
         return hashlib.blake2b("\x1f".join(told).encode() + position, digest_size=8).digest()

@@ -41,7 +41,7 @@ _TYPES = {"occurred_at": "timestamptz", "id": "uuid", "ip_address": "inet", "met
     "anomaly_reasons": "jsonb",
 }
 _INSERT = (
-    f"INSERT INTO audit_events ({', '.join(COLUMNS)}) SELECT * FROM unnest("
+    f"INSERT INTO audit_events ({', '.join(COLUMNS)}) SELECT * FROM unnest("  # noqa: S608 (constants and conditions of ours)
     + ", ".join(f"${place}::{_TYPES.get(name, 'text')}[]" for place, name in enumerate(COLUMNS, 1))
     + ") ON CONFLICT (occurred_at, id) DO NOTHING RETURNING id"
 )
@@ -182,7 +182,7 @@ class Writer:
             size += len(item.row.metadata)
         return batch
 
-    async def _store(self, batch: list[Item]) -> None:
+    async def _store(self, batch: list[Item]) -> None:  # noqa: C901, PLR0912 (one branch per fate)
         """Store the batch, or give each of its callers an error by its deadline."""
         attempt = 0
         cause: BaseException | None = None
@@ -214,7 +214,7 @@ class Writer:
                     self._fail(batch, meaning(error))
                     return
                 cause = error
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (told to whom it concerns)
                 self._fail(batch, error)
                 return
             else:
