@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -223,6 +224,32 @@ class AuditAggregator:
         """Store checked rows whose ids may be there already (imports). Returns which were new."""
         state = await self._state()
         return await state.writer.put_many(rows, may_exist=True)
+
+    async def load_import(self, source: str) -> tuple[int, int, dict[str, Any]] | None:
+        """Where the last import of that source stopped: byte, line, the parser's state."""
+
+        async def work(connection: Connection) -> tuple[int, int, dict[str, Any]] | None:
+            sql = "SELECT position, line, state::text AS state FROM audit_imports WHERE source = $1"
+            found = await connection.fetchrow(sql, source)
+            return (found["position"], found["line"], json.loads(found["state"])) if found else None
+
+        return await self._read(work)
+
+    async def save_import(self, source: str, position: int, line: int, state: dict[str, Any]) -> None:
+        """Note where an import stands; idempotent, so that it may be repeated after a lost connection."""
+
+        async def work(connection: Connection) -> None:
+            await connection.execute(
+                "INSERT INTO audit_imports AS old (source, position, line, state) VALUES ($1, $2, $3, $4) "
+                "ON CONFLICT (source) DO UPDATE SET position = $2, line = $3, state = $4, updated_at = now() "
+                "WHERE old.position < $2",
+                source,
+                position,
+                line,
+                json.dumps(state),
+            )
+
+        await self._read(work)
 
     async def _tell(self, anomaly: Anomaly) -> None:
         metrics.counter(_semconv.AUDIT_ANOMALIES).add(1, {_semconv.AUDIT_DETECTOR: "rate"})
