@@ -7,6 +7,7 @@ RUST   := Cargo.toml Cargo.lock $(shell find rust -type f \( -name '*.rs' -o -na
 EXTRAS := embedded,fastapi,celery,cli,otel
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench docs build clean

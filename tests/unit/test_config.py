@@ -3,13 +3,16 @@
 Promises: the guide's variables set the guide's fields; arguments win over the environment, it over `.env`,
 that over secret files; `explain` names where each value came from; all wrong settings are reported
 together, each with its variable and what is allowed; no secret is ever shown; in production addresses must
-be set; `reload_config` swaps, and keeps the old configuration when the new one is wrong.
+be set; the reference page lists every variable with its default; `reload_config` swaps, and keeps the old
+configuration when the new one is wrong.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +28,7 @@ from dotmac.platform.errors import ConfigurationError, InvalidArgument
 from dotmac.platform.service_registry.config import ServiceRegistryConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 GUIDE = {
     "APP_NAME": "my-service",
@@ -273,3 +276,10 @@ def test_threads_that_ask_together_get_one_configuration() -> None:
         thread.join()
     assert len({id(config) for config in found}) == 1
     assert len(found) == 8
+
+
+def test_the_reference_lists_every_variable_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
+    written = dict(re.findall(r"^\| `([A-Z_]+)` \| (?:`(.*?)`|unset) \|", page, re.MULTILINE))
+    settings = {one.variable: one.value for one in PlatformConfig().explain_all()}
+    assert {name: value or "unset" for name, value in written.items()} == settings
