@@ -13,7 +13,6 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -26,9 +25,6 @@ from dotmac.platform.core.unified_config import PlatformConfig, get_config, relo
 from dotmac.platform.distributed_locks.config import DistributedLockConfig
 from dotmac.platform.errors import ConfigurationError, InvalidArgument
 from dotmac.platform.service_registry.config import ServiceRegistryConfig
-
-if TYPE_CHECKING:
-    pass
 
 GUIDE = {
     "APP_NAME": "my-service",

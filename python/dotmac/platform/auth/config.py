@@ -29,8 +29,8 @@ class AuthConfig(Section):
     jwt_algorithm: Literal["HS256", "HS384", "HS512"] = "HS256"
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
-    access_token_ttl: Seconds = 900
-    refresh_token_ttl: Seconds = 1_209_600
+    access_token_ttl: Seconds = 900.0
+    refresh_token_ttl: Seconds = 1_209_600.0
 
     @model_validator(mode="after")
     def _key_is_long_enough(self) -> Self:

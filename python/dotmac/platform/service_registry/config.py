@@ -36,8 +36,8 @@ class ServiceRegistryConfig(Section):
     """
 
     redis_url: RedisUrl | None = None
-    default_ttl: Seconds = 60
-    health_check_interval: Seconds = 30
+    default_ttl: Seconds = 60.0
+    health_check_interval: Seconds = 30.0
     health_check_timeout: Seconds = 5.0
     health_check_rise: int = Field(default=2, ge=1, le=100)
     health_check_fall: int = Field(default=3, ge=1, le=100)
