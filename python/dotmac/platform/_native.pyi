@@ -7,6 +7,7 @@ from typing import Any, final
 __version__: str
 
 def monotonic() -> float: ...
+
 @final
 class Engine:
     def __new__(

@@ -124,7 +124,9 @@ impl Engine {
                     state.ended = true;
                     let wake = state.take_wake();
                     drop(state);
-                    wake.iter().for_each(|ring| ring.signal());
+                    for ring in wake {
+                        ring.signal();
+                    }
                 }
                 ended.set();
             })?;

@@ -4,34 +4,74 @@
 //! [`Parker`] wakes one blocked thread.
 
 use crate::Outcome;
-use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// A descriptor that can be made readable: an eventfd on Linux, a pipe elsewhere.
+#[derive(Debug)]
+struct Bell {
+    read: OwnedFd,
+    #[cfg(not(target_os = "linux"))]
+    write: OwnedFd,
+}
+
+impl Bell {
+    #[cfg(target_os = "linux")]
+    fn new() -> std::io::Result<Self> {
+        use rustix::event::{EventfdFlags, eventfd};
+        let read = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self { read })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn new() -> std::io::Result<Self> {
+        let (read, write) = rustix::pipe::pipe()?;
+        for end in [&read, &write] {
+            rustix::io::ioctl_fionbio(end, true)?;
+            rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
+        }
+        Ok(Self { read, write })
+    }
+
+    fn ring(&self) {
+        #[cfg(target_os = "linux")]
+        let end = &self.read;
+        #[cfg(not(target_os = "linux"))]
+        let end = &self.write;
+        // One wake-up at most is on its way, so neither a counter nor a pipe can be full; nothing else can fail.
+        let _ = rustix::io::write(end, &1u64.to_ne_bytes());
+    }
+
+    fn silence(&self) {
+        let mut word = [0u8; 8];
+        // Nothing to read is no error: the loop may call without a wake-up.
+        let _ = rustix::io::read(&self.read, &mut word);
+    }
+}
 
 /// Results for one event loop.
 #[derive(Debug)]
 pub struct Ring {
     items: Mutex<Vec<(u64, Outcome)>>,
     signalled: AtomicBool,
-    fd: OwnedFd,
+    bell: Bell,
 }
 
 impl Ring {
     /// A ring with its own descriptor.
     pub fn new() -> std::io::Result<Self> {
-        let fd = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
         Ok(Self {
             items: Mutex::default(),
             signalled: AtomicBool::new(false),
-            fd,
+            bell: Bell::new()?,
         })
     }
 
     /// The descriptor that becomes readable when there is something to drain.
     pub fn fileno(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        self.bell.read.as_raw_fd()
     }
 
     /// Adds a result; `signal` has to follow.
@@ -45,16 +85,13 @@ impl Ring {
     /// Wakes the loop, unless a wake-up is already on its way.
     pub fn signal(&self) {
         if !self.signalled.swap(true, Ordering::AcqRel) {
-            // The counter can't overflow, because one wake-up at most is on its way; nothing else can fail here.
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+            self.bell.ring();
         }
     }
 
     /// Takes everything that has come since the last call.
     pub fn drain(&self) -> Vec<(u64, Outcome)> {
-        let mut count = [0u8; 8];
-        // Nothing to read is no error: the loop may call without a wake-up.
-        let _ = rustix::io::read(&self.fd, &mut count);
+        self.bell.silence();
         self.signalled.store(false, Ordering::Release);
         std::mem::take(&mut *self.items.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -130,7 +130,7 @@ impl Writer {
                     match direct.try_write(data) {
                         Ok(n) => data = &data[n..],
                         Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
-                            direct.writable().await?
+                            direct.writable().await?;
                         }
                         Err(e) => return Err(e),
                     }

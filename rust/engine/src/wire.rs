@@ -27,7 +27,7 @@ impl Value {
     /// From a frame of the protocol.
     pub fn from_frame(frame: BytesFrame) -> Self {
         match frame {
-            BytesFrame::Null => Self::Nil,
+            BytesFrame::Null | BytesFrame::Hello { .. } => Self::Nil,
             BytesFrame::Number { data, .. } => Self::Int(data),
             BytesFrame::Double { data, .. } => Self::Double(data),
             BytesFrame::Boolean { data, .. } => Self::Bool(data),
@@ -51,7 +51,6 @@ impl Value {
                     .flat_map(|(k, v)| [Self::from_frame(k), Self::from_frame(v)])
                     .collect(),
             ),
-            BytesFrame::Hello { .. } => Self::Nil,
         }
     }
 

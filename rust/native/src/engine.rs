@@ -168,17 +168,17 @@ impl EngineHandle {
         let (counts, open, held) = (state.counts, state.open(), state.client.held());
         let (unanswered, sid) = (state.client.unanswered(), state.client.session.sid());
         drop(state);
-        let stats = PyDict::new(py);
-        stats.set_item("open", open)?;
-        stats.set_item("session", sid)?;
-        stats.set_item("held", held)?;
-        stats.set_item("unanswered", unanswered)?;
-        stats.set_item("heartbeats", counts.heartbeats)?;
-        stats.set_item("late_heartbeats", counts.late_heartbeats)?;
-        stats.set_item("losses", counts.losses)?;
-        stats.set_item("connections", counts.connections)?;
-        stats.set_item("sessions", counts.sessions)?;
-        Ok(stats)
+        let found = PyDict::new(py);
+        found.set_item("open", open)?;
+        found.set_item("session", sid)?;
+        found.set_item("held", held)?;
+        found.set_item("unanswered", unanswered)?;
+        found.set_item("heartbeats", counts.heartbeats)?;
+        found.set_item("late_heartbeats", counts.late_heartbeats)?;
+        found.set_item("losses", counts.losses)?;
+        found.set_item("connections", counts.connections)?;
+        found.set_item("sessions", counts.sessions)?;
+        Ok(found)
     }
 }
 

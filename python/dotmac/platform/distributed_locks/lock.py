@@ -158,9 +158,23 @@ class DistributedLock:
         on_lost: "cancel" ends an `async with` body by cancelling it into `LockLost`; "flag" only sets `lost`.
         owner: a token that names the owner instead of the task or thread that acquires.
         namespace: first part of the server's keys; locks of different namespaces never meet.
+        detect_deadlocks: refuse a wait that would close a cycle.
 
     Raises: InvalidArgument: an argument is out of its range. UnreadableClient: the client can't be read.
     """
+
+    __slots__ = (
+        "__weakref__",
+        "_detect",
+        "_fixed",
+        "_held",
+        "_link",
+        "_on_lost",
+        "_owner",
+        "_patience",
+        "name",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -175,20 +189,53 @@ class DistributedLock:
         namespace: str = "dotmac",
         detect_deadlocks: bool = True,
     ) -> None:
-        if isinstance(redis_client, Link):
-            self._link = redis_client
-        elif isinstance(redis_client, str):
-            self._link = Link(redis_client, namespace=namespace)
+        if isinstance(redis_client, str):
+            link = Link(redis_client, namespace=namespace)
         else:
-            self._link = Link(target=target_from_client(redis_client), namespace=namespace)
-        self.name = check_name(name)
-        self.timeout = check_timeout(10.0 if timeout is None else timeout)
-        self._patience = check_patience(blocking_timeout)
-        self._fixed = not auto_renewal
-        self._on_lost = check_on_lost(on_lost)
-        self._owner = None if owner is None else check_name(owner, "owner")
-        self._detect = detect_deadlocks
-        self._held: dict[str, _Held] = {}
+            link = Link(target=target_from_client(redis_client), namespace=namespace)
+        self._become(
+            link,
+            check_name(name),
+            check_timeout(10.0 if timeout is None else timeout),
+            check_patience(blocking_timeout),
+            not auto_renewal,
+            check_on_lost(on_lost),
+            None if owner is None else check_name(owner, "owner"),
+            detect_deadlocks,
+        )
+
+    @classmethod
+    def _checked(
+        cls,
+        link: Link,
+        name: str,
+        timeout: float,
+        patience: float | None,
+        *,
+        fixed: bool,
+        on_lost: Literal["cancel", "flag"],
+        owner: str | None,
+        detect: bool,
+    ) -> Self:
+        """For the manager, which has checked the arguments: this is on the path of every acquisition."""
+        lock = cls.__new__(cls)
+        lock._become(link, name, timeout, patience, fixed, on_lost, owner, detect)  # noqa: SLF001 - a second constructor
+        return lock
+
+    def _become(
+        self,
+        link: Link,
+        name: str,
+        timeout: float,
+        patience: float | None,
+        fixed: bool,
+        on_lost: Literal["cancel", "flag"],
+        owner: str | None,
+        detect: bool,
+    ) -> None:
+        self._link, self.name, self.timeout, self._patience = link, name, timeout, patience
+        self._fixed, self._on_lost, self._owner, self._detect = fixed, on_lost, owner, detect
+        self._held: dict[str | int, _Held] = {}
 
     def __repr__(self) -> str:
         return (
@@ -270,11 +317,11 @@ class DistributedLock:
         self._extended(held, await side.bridge.extend(held.lease, int(length * 1e6)))
 
     async def __aenter__(self) -> Self:
-        held = await self._acquire(self._patience)
         task = asyncio.current_task()
+        held = await self._acquire(self._patience)
         held.task, held.on_lost = task, self._on_lost
         held.cancelling = 0 if task is None else task.cancelling()
-        if held.reason is not None:
+        if held.loss() is not None:
             # Lost between the grant and here.
             self._take()
             raise self._lost_error(held)
@@ -365,7 +412,7 @@ class DistributedLock:
             return 0.0
         return self._patience if blocking_timeout is None else check_patience(blocking_timeout)
 
-    def _scope(self) -> str:
+    def _scope(self) -> str | int:
         """Who is asking: a task, a thread, or the token that was given."""
         if self._owner is not None:
             return f"={self._owner}"
@@ -374,7 +421,7 @@ class DistributedLock:
         except RuntimeError:
             task = None
         if task is not None:
-            return f"{id(task):x}"
+            return id(task)
         number: int | None = getattr(_thread, "number", None)
         if number is None:
             number = _thread.number = next(_thread_numbers)
@@ -407,14 +454,17 @@ class DistributedLock:
     def _lost_error(self, held: _Held) -> LockLost:
         return LockLost(f"lock {self.name!r} (fencing token {held.lease.fence}) was lost: {held.loss()}")
 
-    def _before(self, patience: float | None) -> tuple[str, tuple[str, int, bool, bool, int | None]]:
+    def _before(self, patience: float | None) -> tuple[str | int, tuple[str, int, bool, bool, int | None]]:
         scope = self._scope()
         before = self._held.get(scope)
         if before is not None and before.loss() is not None:
             # A holding that was lost and never given back ends when the lock is asked for again.
             del self._held[scope]
             before.settle()
-        owner = scope if self._detect else f"{scope}#{time.monotonic_ns():x}"
+        owner = f"{scope:x}" if type(scope) is int else str(scope)
+        if not self._detect:
+            # An owner that is nobody else's is in no cycle.
+            owner = f"{owner}#{time.monotonic_ns():x}"
         waits = patience is None or patience > 0
         limit = int(patience * 1e6) if patience and waits else None
         return scope, (owner, int(self.timeout * 1e6), self._fixed, waits, limit)
@@ -430,11 +480,11 @@ class DistributedLock:
             try:
                 result = await future
             except BaseException:
-                if future.done() and not future.cancelled():
-                    # Granted while we were cancelled: given back when the lease object goes.
-                    del future
-                else:
+                if not future.done() or future.cancelled():
                     side.bridge.cancel(request)
+                elif not isinstance(result := future.result(), tuple):
+                    # Granted while we were cancelled.
+                    result.drop()
                 raise
             return self._granted(scope, result, side, started)
 
@@ -445,7 +495,7 @@ class DistributedLock:
         with tracing.span(_semconv.SPAN_LOCK_ACQUIRE):
             return self._granted(scope, engine.acquire(self.name, *ask), None, started)
 
-    def _granted(self, scope: str, result: Any, side: LoopSide | None, started: float) -> _Held:
+    def _granted(self, scope: str | int, result: Any, side: LoopSide | None, started: float) -> _Held:
         if type(result) is tuple:
             raise self._refusal(result, time.perf_counter() - started)
         metrics.histogram(_semconv.LOCK_ACQUIRE_DURATION).record(time.perf_counter() - started)

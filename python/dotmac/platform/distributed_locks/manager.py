@@ -147,15 +147,15 @@ class DistributedLockManager:
         Raises: InvalidArgument: an argument is out of its range. On entering: LockTimeout, DeadlockDetected,
             ServerUnavailable. On leaving: LockLost, ServerUnavailable.
         """
-        return DistributedLock(
+        return DistributedLock._checked(  # noqa: SLF001 - its other constructor
             self._link,
-            name,
-            self._timeout if timeout is None else timeout,
-            blocking_timeout=self._patience if blocking_timeout is None else blocking_timeout,
-            auto_renewal=self._renewal if auto_renewal is None else auto_renewal,
-            on_lost=self._on_lost if on_lost is None else on_lost,
-            owner=owner,
-            detect_deadlocks=self._detect,
+            check_name(name),
+            self._timeout if timeout is None else check_timeout(timeout),
+            self._patience if blocking_timeout is None else check_patience(blocking_timeout),
+            fixed=not (self._renewal if auto_renewal is None else auto_renewal),
+            on_lost=self._on_lost if on_lost is None else check_on_lost(on_lost),
+            owner=None if owner is None else check_name(owner, "owner"),
+            detect=self._detect,
         )
 
     def with_lock(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["span", "trace_ids"]
 
+_BELIEVED = 0.25  # seconds
+
 
 def span(
     name: str, attributes: Mapping[str, AttributeValue] | None = None, *, kind: SpanKind = SpanKind.CLIENT
@@ -27,7 +30,7 @@ def span(
 
     Use it inside one function and never across a `yield`: the current span belongs to the context.
     """
-    if isinstance(trace.get_tracer_provider(), ProxyTracerProvider):
+    if not _sdk.present():
         return _NOTHING
     return _Recorded(name, attributes, kind)
 
@@ -38,6 +41,24 @@ def trace_ids() -> tuple[str, str] | None:
     if not context.is_valid:
         return None
     return f"{context.trace_id:032x}", f"{context.span_id:016x}"
+
+
+class _Sdk:
+    """Whether an SDK was set up. Asking OpenTelemetry costs microseconds, so a "no" is believed for a while."""
+
+    __slots__ = ("_ask_again", "_present")
+
+    def __init__(self) -> None:
+        self._present, self._ask_again = False, 0.0
+
+    def present(self) -> bool:
+        if not self._present and (now := time.monotonic()) >= self._ask_again:
+            self._ask_again = now + _BELIEVED
+            self._present = not isinstance(trace.get_tracer_provider(), ProxyTracerProvider)
+        return self._present
+
+
+_sdk = _Sdk()
 
 
 class _Nothing:
