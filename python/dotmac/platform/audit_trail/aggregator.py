@@ -403,7 +403,15 @@ class AuditAggregator:
 
         timeout = 10 * self._seconds()
         return await self._read(
-            build.prepare(start_date, end_date, report_type, tenant_id, time_zone, max_rows), timeout
+            build.prepare(
+                start_date,
+                end_date,
+                report_type,
+                tenant_id=tenant_id,
+                time_zone=time_zone,
+                max_rows=max_rows,
+            ),
+            timeout,
         )
 
     # --- tables
