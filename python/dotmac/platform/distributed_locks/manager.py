@@ -171,7 +171,7 @@ class DistributedLockManager:
 
         Args:
             template: name of the lock; `{parameter}`, `{parameter.attribute}` and `{parameter[key]}` are
-                filled from the call's arguments. Checked against the function's parameters when it is decorated.
+                filled from the call's arguments. Checked when the function is decorated.
             timeout, blocking_timeout, auto_renewal, on_lost: as in `acquire_lock`.
         Returns: a decorator for functions and methods, synchronous or asynchronous, that keeps the signature.
             An asynchronous one that a Celery worker calls without a running loop is run to its end.

@@ -44,7 +44,7 @@ def trace_ids() -> tuple[str, str] | None:
 
 
 class _Sdk:
-    """Whether an SDK was set up. Asking OpenTelemetry costs microseconds, so a "no" is believed for a while."""
+    """Whether an SDK was set up. Asking costs microseconds, so a "no" is believed for a while."""
 
     __slots__ = ("_ask_again", "_present")
 
