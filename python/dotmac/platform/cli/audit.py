@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -17,8 +18,6 @@ from dotmac.platform.cli.output import show_json, show_table
 from dotmac.platform.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dotmac.platform.audit_trail import AuditEvent, EventPage, ImportSummary
     from dotmac.platform.audit_trail.importer import Progress
 
