@@ -140,7 +140,10 @@ impl Bridge {
     fn drain(&self, py: Python<'_>) -> PyResult<()> {
         check_process(py, self.pid)?;
         for (slot, outcome) in self.ring.drain() {
-            self.deliver(py, slot, outcome)?;
+            // One callback's error must not keep the results of others from them.
+            if let Err(error) = self.deliver(py, slot, outcome) {
+                error.write_unraisable(py, None);
+            }
         }
         Ok(())
     }

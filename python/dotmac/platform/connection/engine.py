@@ -185,6 +185,8 @@ class Link:
                 raise InvalidArgument("redis_url", None, "give redis_url or a client")
             if not (isinstance(redis_url, str) and redis_url.startswith(EMBEDDED)):
                 self._target = self._read(redis_url)
+        # Leases acquired through this link, by number; what is left of them is given back when it is closed.
+        self.leases: dict[int, _native.Lease] = {}
         self._closed = False
         self._born = -1
         self._shared: _Shared | None = None
@@ -231,7 +233,8 @@ class Link:
         return side
 
     async def aclose(self) -> None:
-        """Leaves the engine; the last one to leave closes it: what it holds is given back. Idempotent."""
+        """Leaves the engine and gives back what was acquired through this link. The last link to leave
+        closes the engine. Idempotent."""
         shared = self._leave()
         if shared is not None:
             await asyncio.to_thread(shared.native.close, _CLOSE_LIMIT)
@@ -283,6 +286,9 @@ class Link:
             self._shared = None
             if shared is None:
                 return None
+            for lease in self.leases.values():
+                lease.drop()
+            self.leases.clear()
             shared.users -= 1
             if shared.users:
                 return None

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import threading
 import time
+import warnings
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from dotmac.platform import _semconv
@@ -24,6 +25,7 @@ from dotmac.platform.distributed_locks.arguments import (
 )
 from dotmac.platform.errors import (
     DeadlockDetected,
+    ForkedHandle,
     InvalidArgument,
     LockLost,
     LockNotOwned,
@@ -93,6 +95,7 @@ class _Held:
         "cancelled",
         "cancelling",
         "lease",
+        "link",
         "name",
         "on_lost",
         "reason",
@@ -102,9 +105,11 @@ class _Held:
         "waiters",
     )
 
-    def __init__(self, name: str, lease: _native.Lease, side: LoopSide | None) -> None:
+    def __init__(self, name: str, lease: _native.Lease, side: LoopSide | None, link: Link) -> None:
         self.name = name
         self.lease = lease
+        self.link = link
+        link.leases[lease.id] = lease
         self.side = side
         self.task: asyncio.Task[Any] | None = None
         self.on_lost: Literal["cancel", "flag"] = "flag"
@@ -131,10 +136,21 @@ class _Held:
             self.cancelled = True
             self.task.cancel(f"lock {self.name!r} lost: {self.reason}")
 
+    def forgotten(self) -> bool:
+        """Its lock object is gone: gives it back, if it was held by this process. True if it was."""
+        self.settle()
+        try:
+            held = self.lease.held
+            self.lease.drop()
+        except ForkedHandle:
+            return False
+        return held
+
     def settle(self) -> None:
         """It is over: nobody is told any more."""
         if self.side is not None:
             self.side.watchers.pop(self.lease.id, None)
+        self.link.leases.pop(self.lease.id, None)
         metrics.histogram(_semconv.LOCK_HOLD_DURATION).record(time.perf_counter() - self.since)
         for waiter in self.waiters:
             waiter.get_loop().call_soon_threadsafe(waiter.cancel)
@@ -236,6 +252,14 @@ class DistributedLock:
         self._link, self.name, self.timeout, self._patience = link, name, timeout, patience
         self._fixed, self._on_lost, self._owner, self._detect = fixed, on_lost, owner, detect
         self._held: dict[str | int, _Held] = {}
+
+    def __del__(self) -> None:
+        # Nobody can give it back any more, and the engine would renew it for as long as the process lives.
+        for held in list(getattr(self, "_held", {}).values()):
+            if held.forgotten():
+                warnings.warn(
+                    f"lock {self.name!r} was dropped while it was held", ResourceWarning, source=self
+                )
 
     def __repr__(self) -> str:
         return (
@@ -499,7 +523,7 @@ class DistributedLock:
         if type(result) is tuple:
             raise self._refusal(result, time.perf_counter() - started)
         metrics.histogram(_semconv.LOCK_ACQUIRE_DURATION).record(time.perf_counter() - started)
-        held = self._held[scope] = _Held(self.name, result, side)
+        held = self._held[scope] = _Held(self.name, result, side, self._link)
         return held
 
     def _refusal(self, result: tuple[str, Any], waited: float) -> Exception:
