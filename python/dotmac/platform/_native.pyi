@@ -1,8 +1,10 @@
-"""The Rust side: the engine, its bridge to event loops, selection, anomaly scoring."""
+# The Rust side: the engine, its bridge to event loops, selection, anomaly scoring.
 
 import asyncio
 from collections.abc import Callable
 from typing import Any, final
+
+__all__ = ["Bridge", "Engine", "Lease", "RateDetector", "__version__", "monotonic"]
 
 __version__: str
 
