@@ -1,4 +1,4 @@
--- ARGV 1 lock 2 sid 3 gen 4 owner 5 timeout ms 6 request 7 since 8 "@" where the lease has a fixed deadline
+-- ARGV 1 lock 2 sid 3 gen 4 owner 5 timeout ms 6 request, sid:number 7 since 8 "@" where the lease has a fixed deadline
 --      9 "w" to wait, "t" only to try 10 prefix of the inbox channels
 -- Replies: {1, fence, stamp} held; {5, fence, stamp} held out of the queue, to be claimed; {2, ms left} waiting;
 --          {0, ms left} not free; {-1, locks...} waiting would close a cycle; {-2} no such session; {-3} older generation

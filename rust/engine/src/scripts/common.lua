@@ -66,13 +66,18 @@ local function left(h, now)
   return seen and seen + timeout - now or 0
 end
 
--- Tells a session that a lease was taken away: stored until acknowledged, and pushed.
-local function revoke(h, reason)
-  local fence, _, sid = parse(h)
+-- Tells a session what it lost, a lease by its fence or a place in a queue by its number: stored until acknowledged,
+-- and pushed.
+local function tell(sid, what, reason)
   if not redis.call('HGET', KEYS[1], sid) then return end
   local list = redis.call('HGET', KEYS[1], '!' .. sid) or ''
-  redis.call('HSET', KEYS[1], '!' .. sid, list .. fence .. ' ' .. reason .. ';')
-  redis.call('PUBLISH', ARGV[#ARGV] .. sid, 'x\0' .. fence .. '\0' .. reason)
+  redis.call('HSET', KEYS[1], '!' .. sid, list .. what .. ' ' .. reason .. ';')
+  redis.call('PUBLISH', ARGV[#ARGV] .. sid, 'x\0' .. what .. '\0' .. reason)
+end
+
+local function revoke(h, reason)
+  local fence, _, sid = parse(h)
+  tell(sid, fence, reason)
 end
 
 local function leave_queue(request, w)
@@ -103,6 +108,8 @@ local function grant_next(name, now)
         redis.call('PUBLISH', ARGV[#ARGV] .. sid, 'g\0' .. name .. '\0' .. request .. '\0' .. fence .. '\0' .. stamp)
         return
       end
+      -- Too long silent to be given anything; if its session comes back, it has to ask again.
+      tell(sid, request:match('(%d+)$'), 'dropped')
     end
   end
 end
