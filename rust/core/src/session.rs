@@ -127,6 +127,11 @@ impl Session {
         timeout > self.announced || now.saturating_sub(sent) > timeout / 3
     }
 
+    /// When the last heartbeat was sent.
+    pub fn last_sent(&self) -> Micros {
+        self.last_sent
+    }
+
     /// When the next heartbeat is due.
     pub fn next_due(&self) -> Micros {
         self.next_due

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 impl Client {
     /// Answer to an acquire.
     pub fn on_acquire(&mut self, now: Micros, id: u64, reply: AcquireReply) {
+        self.resent.remove(&id);
         match reply {
             AcquireReply::Granted {
                 fence,
@@ -48,8 +49,13 @@ impl Client {
         }
     }
 
-    /// The server took a lease away.
+    /// The server took a lease away, or, with the reason `dropped`, a place in a queue: its session had been silent for
+    /// too long when its turn came. Then `fence` is the number of the request, which is made again under a new one.
     pub fn on_revoked(&mut self, fence: u64, reason: &str) {
+        if reason == "dropped" {
+            self.ask_again(self.session.last_sent(), fence);
+            return;
+        }
         let reason = if reason == "forced" {
             LossReason::Forced
         } else {
@@ -226,7 +232,13 @@ impl Client {
         }
         for (id, request) in &mut self.requests {
             request.sid = self.sid.clone();
-            request.asked.get_or_insert(now);
+            if request
+                .asked
+                .replace(request.asked.unwrap_or(now))
+                .is_some()
+            {
+                self.resent.insert(*id);
+            }
             self.commands.push(Command::Acquire(*id));
         }
         self.commands

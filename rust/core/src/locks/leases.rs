@@ -34,6 +34,9 @@ impl Client {
         self.unwatch(lease);
         self.unclaimed.remove(&lease.id);
         self.session.remove(lease.timeout());
+        if self.resent.contains(&lease.id) {
+            self.cancel_on_server(lease.id, self.sid.clone(), lease.name.clone());
+        }
     }
 
     /// Enters the end of a lease into the index that fits it.

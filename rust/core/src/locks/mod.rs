@@ -82,6 +82,9 @@ pub struct Client {
     last_error: String,
     sid: Arc<str>,
     requests: BTreeMap<u64, Request>,
+    /// Requests sent a second time, until that is answered: a grant out of the queue may come and end before the
+    /// server reads it, and would then be made again.
+    resent: BTreeSet<u64>,
     patience: BTreeSet<(Micros, u64)>,
     cancels: BTreeMap<u64, (Arc<str>, Arc<str>)>,
     releases: BTreeMap<u64, Giveback>,
@@ -115,6 +118,7 @@ impl Client {
             away_since: 0,
             last_error: String::from("not connected yet"),
             requests: BTreeMap::new(),
+            resent: BTreeSet::new(),
             patience: BTreeSet::new(),
             cancels: BTreeMap::new(),
             releases: BTreeMap::new(),

@@ -53,6 +53,7 @@ impl Client {
         self.events.push(Event::Granted(request.token, lease));
     }
 
+    /// Asks under a new number. `now` may be early, but not before the last heartbeat.
     pub(super) fn ask_again(&mut self, now: Micros, id: u64) {
         let Some(mut request) = self.requests.remove(&id) else {
             return;
@@ -72,7 +73,9 @@ impl Client {
         request.asked = self.session.open.then_some(now);
         self.requests.insert(fresh, request);
         if self.session.open {
-            self.heartbeat(now, Mode::Keep);
+            if self.session.last_sent() < now {
+                self.heartbeat(now, Mode::Keep);
+            }
             self.commands.push(Command::Acquire(fresh));
         }
     }
@@ -95,7 +98,8 @@ impl Client {
         Some(request.token)
     }
 
-    fn cancel_on_server(&mut self, id: u64, sid: Arc<str>, name: Arc<str>) {
+    pub(super) fn cancel_on_server(&mut self, id: u64, sid: Arc<str>, name: Arc<str>) {
+        self.resent.remove(&id);
         self.cancels.insert(id, (sid.clone(), name.clone()));
         if self.session.open {
             self.commands.push(Command::Cancel {
