@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dotmac.platform import _native
+from dotmac.platform import _native, _semconv
 from dotmac.platform.connection.embedded import aresolve_redis, resolve_redis
 from dotmac.platform.connection.urls import DEFAULT_TIMEOUT, EMBEDDED, RedisTarget, mask_url, parse_redis_url
 from dotmac.platform.errors import (
@@ -32,6 +32,7 @@ from dotmac.platform.errors import (
     ServerRefused,
     ServerUnavailable,
 )
+from dotmac.platform.observability import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,11 +137,26 @@ class _Process:
         self.lock = threading.Lock()
         self.engines: dict[tuple[RedisTarget, str], _Shared] = {}
         self.of_parents: list[Any] = []
+        self.before = {"heartbeats": 0, "late_heartbeats": 0}
+        self.reported = False
+
+    def count(self, what: str) -> int:
+        """The sum of one of the engines' counters, the closed ones' included."""
+        with self.lock:
+            return self.before[what] + sum(int(s.native.stats()[what]) for s in self.engines.values())
+
+    def report(self) -> None:
+        """Once per process: the engines' counters, under their names."""
+        if not self.reported:
+            self.reported = True
+            metrics.observe(_semconv.LOCK_HEARTBEATS, lambda: self.count("heartbeats"))
+            metrics.observe(_semconv.LOCK_LATE_HEARTBEATS, lambda: self.count("late_heartbeats"))
 
     def in_child(self) -> None:
         self.lock = threading.Lock()
         self.of_parents.append(self.engines)
         self.engines = {}
+        self.before = dict.fromkeys(self.before, 0)
         self.generation += 1
 
 
@@ -275,6 +291,7 @@ class Link:
             shared = _process.engines.get(key)
             if shared is None:
                 shared = _process.engines[key] = _Shared(key)
+                _process.report()
             shared.users += 1
             self._shared, self._born = shared, _process.generation
             return shared
@@ -293,6 +310,9 @@ class Link:
             if shared.users:
                 return None
             _process.engines.pop(shared.key, None)
+            stats = shared.native.stats()
+            for what in _process.before:
+                _process.before[what] += int(stats[what])
             return shared
 
 

@@ -258,7 +258,10 @@ class DistributedLock:
         for held in list(getattr(self, "_held", {}).values()):
             if held.forgotten():
                 warnings.warn(
-                    f"lock {self.name!r} was dropped while it was held", ResourceWarning, source=self
+                    f"lock {self.name!r} was dropped while it was held",
+                    ResourceWarning,
+                    stacklevel=2,
+                    source=self,
                 )
 
     def __repr__(self) -> str:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from dotmac.platform import _semconv
 
 if TYPE_CHECKING:
-    from opentelemetry.metrics import Counter, Histogram, Meter
+    from collections.abc import Callable, Iterable
 
-__all__ = ["counter", "histogram"]
+    from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation
+
+__all__ = ["counter", "histogram", "observe"]
 
 
 @cache
@@ -27,6 +29,19 @@ def counter(name: str) -> Counter:
 def histogram(name: str) -> Histogram:
     """The histogram of that name; raises KeyError for a name that `_semconv` doesn't define."""
     return _meter().create_histogram(name, unit=_defined(name, "histogram").unit, description=_about(name))
+
+
+def observe(name: str, read: Callable[[], int]) -> None:
+    """Reports a counter that is kept elsewhere: `read` is called at collection, in any thread."""
+
+    def look(_: CallbackOptions) -> Iterable[Observation]:
+        from opentelemetry.metrics import Observation
+
+        return [Observation(read())]
+
+    _meter().create_observable_counter(
+        name, callbacks=[look], unit=_defined(name, "counter").unit, description=_about(name)
+    )
 
 
 @cache
