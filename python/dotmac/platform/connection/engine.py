@@ -68,9 +68,10 @@ class _ReaderThread(threading.Thread):
         self._drained = threading.Event()
 
     def run(self) -> None:
+        poll = select.poll()
+        poll.register(self._bridge.fileno(), select.POLLIN)
         while not self._loop.is_closed():
-            ready, _, _ = select.select([self._bridge.fileno()], [], [], 1.0)
-            if not ready:
+            if not poll.poll(1000):
                 continue
             self._drained.clear()
             try:
