@@ -454,7 +454,7 @@ def _live_pid(file: Path, program: str) -> int | None:
         process = psutil.Process(pid)
         named = any(program in part for part in (process.name(), *process.cmdline()[:1]))
         return pid if named and process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # what we may not look at is another user's
         return None
 
 
