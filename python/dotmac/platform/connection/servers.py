@@ -123,8 +123,9 @@ class EmbeddedServer(ABC):
         self.start()
 
     def pause(self) -> None:
-        """Freeze the server (SIGSTOP): connections stay open, nothing answers."""
+        """Freeze the server (SIGSTOP): connections stay open, nothing answers. Returns once it is."""
         self._signal(signal.SIGSTOP)
+        _await(lambda: all(_stopped(pid) for pid in self._processes()), STOP_TIMEOUT)
 
     def resume(self) -> None:
         """Let a paused server go on."""
@@ -439,6 +440,14 @@ def _gone(pid: int) -> bool:
     try:
         # A zombie has ended; where process 1 doesn't reap, its entry stays.
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _stopped(pid: int) -> bool:
+    psutil = _extra("psutil")
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
