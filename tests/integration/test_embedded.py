@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,9 +34,17 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("DOTMAC_STATE_DIR", str(tmp_path / "state"))
-    yield tmp_path / "state"
+def place():
+    """Not `tmp_path`: each session of pytest closes that one's parent to other users, and where the tests run
+    as root, PostgreSQL runs as another user."""
+    with tempfile.TemporaryDirectory(prefix="dotmac-test-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def state(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DOTMAC_STATE_DIR", str(place / "state"))
+    yield place / "state"
     embedded.release()
 
 
@@ -158,8 +167,8 @@ def test_private_valkey_survives_kill_pause_and_restart() -> None:
     assert not directory.exists()
 
 
-async def test_private_postgres_survives_kill_and_restart(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / ("long" * 25), settings={"work_mem": "5MB"}) as server:
+async def test_private_postgres_survives_kill_and_restart(place: Path) -> None:
+    with EmbeddedPostgres(place / ("long" * 25), settings={"work_mem": "5MB"}) as server:
         connection = await asyncpg.connect(server.url)
         assert await connection.fetchval("SHOW work_mem") == "5MB"
         await connection.execute("CREATE TABLE kept (n int)")
