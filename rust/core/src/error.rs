@@ -14,4 +14,12 @@ pub enum CoreError {
         /// What would have been right.
         allowed: &'static str,
     },
+    /// Stored data can't be read.
+    #[error("malformed {what}: {why}")]
+    Malformed {
+        /// What it should have been.
+        what: &'static str,
+        /// Why it is not.
+        why: String,
+    },
 }

@@ -32,10 +32,8 @@ pub struct Session {
     pub clock: Arc<SessionClock>,
     last_sent: Micros,
     announced: Micros,
-    /// Lengths of all leases and requests, counted.
+    /// Lengths of all leases, requests and registrations, counted.
     lengths: BTreeMap<Micros, usize>,
-    /// Longest time to live of what else hangs on the session.
-    floor: Micros,
     jitter: fastrand::Rng,
     next_due: Micros,
 }
@@ -55,7 +53,6 @@ impl Session {
             last_sent: 0,
             announced: 0,
             lengths: BTreeMap::new(),
-            floor: 0,
             jitter: fastrand::Rng::with_seed(chance),
             next_due: 0,
         }
@@ -75,7 +72,7 @@ impl Session {
         self.clock = Arc::default();
     }
 
-    /// Counts a lease or a request of this length in.
+    /// Counts a lease, a request or a registration of this length in.
     pub fn add(&mut self, now: Micros, timeout: Micros) {
         *self.lengths.entry(timeout).or_default() += 1;
         let due = self.last_sent + self.interval();
@@ -94,19 +91,9 @@ impl Session {
         }
     }
 
-    /// Something other than a lease lives on the session for at most `ttl` after its last heartbeat.
-    pub fn keep_for(&mut self, ttl: Micros) {
-        self.floor = self.floor.max(ttl);
-    }
-
     /// Time between two heartbeats: a third of the shortest lease, 1 s at most, 50 ms at least.
     pub fn interval(&self) -> Micros {
         let shortest = self.lengths.keys().next().copied().unwrap_or(Micros::MAX);
-        let shortest = if self.floor > 0 {
-            shortest.min(self.floor)
-        } else {
-            shortest
-        };
         (shortest / 3).clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
     }
 
@@ -117,7 +104,6 @@ impl Session {
             .next_back()
             .copied()
             .unwrap_or(0)
-            .max(self.floor)
             .max(SHORTEST_SESSION)
     }
 
