@@ -6,6 +6,7 @@
 pub mod clock;
 mod driver;
 pub mod node;
+pub mod registry;
 pub mod ring;
 pub mod scripts;
 pub mod transport;

@@ -4,6 +4,7 @@
 //! The lock is held for moments only and never while anybody waits for the interpreter.
 
 use crate::clock;
+use crate::registry::{Registry, Request, Step, Task};
 use crate::ring::{Ring, Sink};
 use crate::scripts::{COUNT, SCRIPTS, SUFFIXES, Script, tag};
 use crate::transport::{Direct, Target};
@@ -26,6 +27,8 @@ pub enum Arg {
     Sid,
     /// Generation of the connection at the time of sending.
     Gen,
+    /// Where changes of the registry are announced.
+    Channel,
 }
 
 /// A script call with keys of its own.
@@ -44,6 +47,8 @@ struct Pending {
     call: Call,
     sink: Sink,
     since: Micros,
+    /// What the engine itself does with the answer.
+    task: Option<Task>,
 }
 
 /// What the next answer on the connection belongs to.
@@ -74,7 +79,8 @@ pub struct State {
     sinks: HashMap<u64, Sink>,
     next_token: u64,
     calls: BTreeMap<u64, Pending>,
-    bound: BTreeMap<String, Call>,
+    /// Instances of this process, and services that it follows.
+    pub registry: Registry,
     echoes: Vec<Sink>,
     rings: Vec<std::sync::Weak<Ring>>,
     wake: Vec<Arc<Ring>>,
@@ -139,7 +145,7 @@ impl Node {
                 sinks: HashMap::new(),
                 next_token: 0,
                 calls: BTreeMap::new(),
-                bound: BTreeMap::new(),
+                registry: Registry::default(),
                 echoes: Vec::new(),
                 rings: Vec::new(),
                 wake: Vec::new(),
@@ -242,9 +248,14 @@ impl State {
 
     /// Calls a script. It is sent again after a reconnection until it is answered, so it must be idempotent.
     pub fn call(&mut self, call: Call, sink: Sink) {
+        self.call_for(call, sink, None);
+    }
+
+    /// The same, with something that the engine does with the answer; the number of the call.
+    fn call_for(&mut self, call: Call, sink: Sink, task: Option<Task>) -> u64 {
         if self.closing {
             sink.put(Outcome::Failed(Failure::Closed), &mut self.wake);
-            return;
+            return 0;
         }
         self.next_token += 1;
         let id = self.next_token;
@@ -257,22 +268,57 @@ impl State {
                 call,
                 sink,
                 since: clock::now(),
+                task,
             },
         );
+        id
     }
 
-    /// Calls a script now and again whenever the session had to be opened anew, until `unbind`.
-    /// `ttl` is how long what it makes lives after the session's last heartbeat.
-    pub fn bind(&mut self, key: String, call: Call, ttl: Micros, sink: Sink) {
-        self.client.session.keep_for(ttl);
-        self.client.session.hurry(clock::now());
-        self.bound.insert(key, call.clone());
-        self.call(call, sink);
+    /// Carries out a request to the registry.
+    pub fn registry(&mut self, request: &Request, sink: Sink) {
+        let now = clock::now();
+        match self.registry.request(request) {
+            Step::Answer(outcome) => sink.put(outcome, &mut self.wake),
+            Step::Call(call, task) => {
+                if let Some(ttl) = self.registry.take_added() {
+                    self.client.session.add(now, ttl);
+                    // The session must be known to live that long before anything hangs on it for so long.
+                    self.client.session.hurry(now);
+                }
+                self.count_out();
+                let id = self.call_for(call, sink, Some(task.clone()));
+                self.registry.sent(&task, id);
+            }
+        }
     }
 
-    /// Forgets a bound call.
-    pub fn unbind(&mut self, key: &str) -> bool {
-        self.bound.remove(key).is_some()
+    /// Calls that the registry makes by itself.
+    fn run(&mut self, steps: Vec<(Call, Task)>) {
+        for (call, task) in steps {
+            if self
+                .registry
+                .fetching(&task)
+                .is_some_and(|id| self.calls.contains_key(&id))
+            {
+                self.registry.again(&task);
+                continue;
+            }
+            let id = self.call_for(call, Sink::Nobody, Some(task.clone()));
+            self.registry.sent(&task, id);
+        }
+    }
+
+    fn on_registry_reply(&mut self, task: &Task, value: &Value) {
+        let steps = self.registry.reply(clock::now(), task, value);
+        self.count_out();
+        self.run(steps);
+    }
+
+    /// Registrations that are not kept any more count no longer for the session's length.
+    fn count_out(&mut self) {
+        for ttl in self.registry.take_removed() {
+            self.client.session.remove(ttl);
+        }
     }
 
     /// Sends the sink back through the engine thread, to measure the bridge.
@@ -294,6 +340,10 @@ impl State {
                 .put(Outcome::Failed(Failure::Closed), &mut self.wake);
         }
         if self.client.session.open {
+            for call in self.registry.farewells() {
+                self.write_call(&call);
+                self.expect(Expect::Ignore);
+            }
             let sid = self.client.session.sid();
             self.write_script(Script::Close, None, &[sid.as_bytes()]);
             self.expect(Expect::Ignore);
@@ -321,6 +371,9 @@ impl State {
     /// The engine will look again at this time by itself.
     pub fn arm(&mut self) -> Micros {
         let mut next = self.client.next_tick().min(self.next_call_timeout());
+        if self.open() {
+            next = next.min(self.registry.next_due());
+        }
         if !self.expected.is_empty() {
             next = next.min(self.busy_since + self.request_timeout);
         }
@@ -336,6 +389,10 @@ impl State {
             self.counts.late_heartbeats += 1;
         }
         self.client.tick(now);
+        if self.open() {
+            let steps = self.registry.tick(now);
+            self.run(steps);
+        }
         self.settle();
         let late: Vec<u64> = self
             .calls
@@ -390,6 +447,7 @@ impl State {
         self.out.clear();
         self.expected.clear();
         self.client.disconnected(clock::now(), why.to_owned());
+        self.registry.disconnected();
         self.settle();
     }
 
@@ -436,10 +494,12 @@ impl State {
 
     /// A message that the server pushed.
     pub fn on_push(&mut self, value: &Value) {
-        let [kind, _, payload] = value.items() else {
-            return;
-        };
-        let (Value::Bytes(kind), Value::Bytes(payload)) = (kind, payload) else {
+        let [
+            Value::Bytes(kind),
+            Value::Bytes(channel),
+            Value::Bytes(payload),
+        ] = value.items()
+        else {
             return;
         };
         if &kind[..] != b"message" {
@@ -447,6 +507,11 @@ impl State {
         }
         let now = clock::now();
         let text = String::from_utf8_lossy(payload);
+        if channel[..] == *self.registry_channel().as_bytes() {
+            let steps = self.registry.on_change(&text);
+            self.run(steps);
+            return;
+        }
         let parts: Vec<&str> = text.split('\0').collect();
         match parts[..] {
             ["g", _, request, fence, stamp] => {
@@ -482,6 +547,17 @@ impl State {
             Expect::Command(command) => self.on_command_reply(now, command, &value),
             Expect::Call(id) => {
                 if let Some(pending) = self.calls.remove(&id) {
+                    if let Some(task) = &pending.task {
+                        if task.needs_session()
+                            && value.items().first().and_then(Value::int) == Some(0)
+                        {
+                            // The session has gone: the next heartbeat finds that out, and what it opens sends this again.
+                            self.client.session.hurry(now);
+                            self.calls.insert(id, pending);
+                            return Ok(());
+                        }
+                        self.on_registry_reply(task, &value);
+                    }
                     pending.sink.put(Outcome::Reply(value), &mut self.wake);
                 }
                 Ok(())
@@ -508,6 +584,11 @@ impl State {
             }
             Command::Heartbeat(sent) => {
                 self.counts.heartbeats += 1;
+                let silent = now.saturating_sub(self.client.session.clock.confirmed());
+                if self.client.session.open && self.registry.may_have_died(silent) {
+                    let steps = self.registry.opened();
+                    self.run(steps);
+                }
                 if let Some(reply) = wire::heartbeat_reply(value)? {
                     self.client.on_heartbeat(now, &sent, reply);
                 }
@@ -592,30 +673,20 @@ impl State {
     }
 
     fn on_opened(&mut self, fresh: bool) {
+        self.counts.sessions += u64::from(fresh);
+        // What the registry wants is asked for anew below, as far as it still wants it.
+        self.calls
+            .retain(|_, p| p.task.is_none() || !matches!(p.sink, Sink::Nobody));
         let waiting: Vec<_> = self
             .calls
             .iter()
             .map(|(id, p)| (*id, p.call.clone()))
             .collect();
-        if fresh {
-            self.counts.sessions += 1;
-            for call in self.bound.values().cloned().collect::<Vec<_>>() {
-                self.next_token += 1;
-                let id = self.next_token;
-                self.send_call(id, &call);
-                self.calls.insert(
-                    id,
-                    Pending {
-                        call,
-                        sink: Sink::Nobody,
-                        since: clock::now(),
-                    },
-                );
-            }
-        }
         for (id, call) in waiting {
             self.send_call(id, &call);
         }
+        let steps = self.registry.opened();
+        self.run(steps);
     }
 
     fn finish(&mut self, token: u64, outcome: Outcome) {
@@ -670,8 +741,14 @@ impl State {
     }
 
     fn send_call(&mut self, id: u64, call: &Call) {
+        self.write_call(call);
+        self.expect(Expect::Call(id));
+    }
+
+    fn write_call(&mut self, call: &Call) {
         let sid = self.client.session.sid();
         let gen_ = self.client.session.gen_.to_string();
+        let channel = self.registry_channel();
         let args: Vec<&[u8]> = call
             .args
             .iter()
@@ -679,10 +756,10 @@ impl State {
                 Arg::Bytes(bytes) => &bytes[..],
                 Arg::Sid => sid.as_bytes(),
                 Arg::Gen => gen_.as_bytes(),
+                Arg::Channel => channel.as_bytes(),
             })
             .collect();
         self.write_script(call.script, Some(call.keys), &args);
-        self.expect(Expect::Call(id));
     }
 
     fn write_command(&mut self, command: Command) {

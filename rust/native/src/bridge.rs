@@ -3,6 +3,7 @@
 use crate::engine::{EngineHandle, ask, check_process};
 use crate::lease::LeaseHandle;
 use crate::outcome;
+use crate::registry::RegistryRequest;
 use dotmac_engine::node::State;
 use dotmac_engine::ring::{Ring, Sink};
 use dotmac_engine::{Outcome, clock};
@@ -212,6 +213,18 @@ impl Bridge {
         let call = outcome::list_call(cursor, count);
         Ok(Self::submit(slf, |state, sink| {
             state.call(call, sink);
+            0
+        })?
+        .0)
+    }
+
+    /// Asks something of the registry: the future of the server's reply, or of a tuple of what happened instead.
+    fn registry<'py>(
+        slf: &Bound<'py, Self>,
+        request: &RegistryRequest,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        Ok(Self::submit(slf, |state, sink| {
+            state.registry(&request.0, sink);
             0
         })?
         .0)

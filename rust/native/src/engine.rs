@@ -1,7 +1,9 @@
 //! The engine for Python: starting and closing it, and the calls of blocked threads.
 
+use crate::balance::Service;
 use crate::lease::LeaseHandle;
 use crate::outcome;
+use crate::registry::RegistryRequest;
 use dotmac_core::locks::Ask;
 use dotmac_engine::node::{Node, State};
 use dotmac_engine::ring::{Parker, Sink};
@@ -162,23 +164,58 @@ impl EngineHandle {
         outcome::to_py(slf.py(), outcome, slf)
     }
 
+    /// Asks something of the registry and waits: the server's reply, or a tuple of what happened instead.
+    fn registry(slf: &Bound<'_, Self>, request: &RegistryRequest) -> PyResult<Py<PyAny>> {
+        let outcome = slf.get().wait(slf.py(), |state, sink| {
+            state.registry(&request.0, sink);
+            None
+        })?;
+        outcome::to_py(slf.py(), outcome, slf)
+    }
+
+    /// Asks something of the registry without waiting for an answer.
+    fn tell(&self, py: Python<'_>, request: &RegistryRequest) -> PyResult<()> {
+        let node = self.node(py)?;
+        let mut state = node.lock();
+        state.registry(&request.0, Sink::Nobody);
+        node.settle(state, true);
+        Ok(())
+    }
+
+    /// What is known of a service; `make` turns a stored record into the object that callers get.
+    fn service(&self, py: Python<'_>, name: &str, make: Py<PyAny>) -> PyResult<Service> {
+        let watch = self.node(py)?.lock().registry.watch(name);
+        Ok(Service::new(watch, make))
+    }
+
+    /// Whether this process follows a service.
+    fn follows(&self, py: Python<'_>, name: &str) -> PyResult<bool> {
+        Ok(self.node(py)?.lock().registry.follows(name))
+    }
+
     /// Counters since the start.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let state = self.node(py)?.lock();
         let (counts, open, held) = (state.counts, state.open(), state.client.held());
         let (unanswered, sid) = (state.client.unanswered(), state.client.session.sid());
+        let (registered, registry) = (state.registry.registered(), state.registry.counts);
         drop(state);
-        let found = PyDict::new(py);
-        found.set_item("open", open)?;
-        found.set_item("session", sid)?;
-        found.set_item("held", held)?;
-        found.set_item("unanswered", unanswered)?;
-        found.set_item("heartbeats", counts.heartbeats)?;
-        found.set_item("late_heartbeats", counts.late_heartbeats)?;
-        found.set_item("losses", counts.losses)?;
-        found.set_item("connections", counts.connections)?;
-        found.set_item("sessions", counts.sessions)?;
-        Ok(found)
+        let counters = PyDict::new(py);
+        counters.set_item("registered", registered)?;
+        counters.set_item("reregistered", registry.reregistered)?;
+        counters.set_item("taken_over", registry.taken_over)?;
+        counters.set_item("registry_fetches", registry.fetches)?;
+        counters.set_item("swept", registry.swept)?;
+        counters.set_item("open", open)?;
+        counters.set_item("session", sid)?;
+        counters.set_item("held", held)?;
+        counters.set_item("unanswered", unanswered)?;
+        counters.set_item("heartbeats", counts.heartbeats)?;
+        counters.set_item("late_heartbeats", counts.late_heartbeats)?;
+        counters.set_item("losses", counts.losses)?;
+        counters.set_item("connections", counts.connections)?;
+        counters.set_item("sessions", counts.sessions)?;
+        Ok(counters)
     }
 }
 

@@ -7,6 +7,7 @@ mod bridge;
 mod engine;
 mod lease;
 mod outcome;
+mod registry;
 
 #[pymodule(gil_used = false)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -16,5 +17,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     bridge::register(module)?;
     engine::register(module)?;
     lease::register(module)?;
+    registry::register(module)?;
     Ok(())
 }
