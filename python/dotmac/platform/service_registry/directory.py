@@ -1,0 +1,117 @@
+"""What this process knows of services: one snapshot per service that is looked up, and the pickers on it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from dotmac.platform import _native
+from dotmac.platform.connection.engine import failure
+from dotmac.platform.errors import EngineClosed, InvalidArgument
+from dotmac.platform.service_registry.arguments import check_filter, check_name, check_tags
+from dotmac.platform.service_registry.models import ServiceInstance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dotmac.platform.connection.engine import Link
+
+__all__ = ["Directory", "check_strategy"]
+
+
+def check_strategy(strategy: object) -> str:
+    """The plain name of a strategy, given as text or enum; empty for None."""
+    value = getattr(strategy, "value", strategy)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or value not in _native.STRATEGIES:
+        raise InvalidArgument("strategy", strategy, f"it must be one of {', '.join(_native.STRATEGIES)}")
+    return value
+
+
+class Directory:
+    """Snapshots and pickers of one registry.
+
+    Args:
+        link: the way to the engine, which follows the services.
+        strategy: how to choose where a call doesn't say.
+        panic: percentage of healthy instances below which all are chosen from.
+    """
+
+    def __init__(self, link: Link, strategy: str, panic: int) -> None:
+        self.strategy = strategy
+        self._link, self._panic = link, panic
+        self._closed = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is known: at the beginning, and in a forked child."""
+        self._services: dict[str, _native.Service] = {}
+        self._pickers: dict[tuple[str, str, tuple[str, ...]], _native.Picker] = {}
+        # The commonest pick of each service, found by its name alone.
+        self.plain: dict[str, Callable[[], ServiceInstance | None]] = {}
+
+    def close(self) -> None:
+        """Nothing can be looked up any more."""
+        self._closed = True
+        self.forget()
+
+    def is_stale(self, name: str) -> bool:
+        """Whether the snapshot of a service may be out of date."""
+        service = self._services.get(name)
+        return service is None or not service.known or service.stale
+
+    async def ask(self, request: _native.RegistryRequest, what: str) -> Any:
+        """The server's reply. Raises: ServerUnavailable, ServerRefused: the server's side failed."""
+        side = await self._link.side()
+        reply = await side.bridge.registry(request)
+        if isinstance(reply, tuple):
+            raise failure(reply, what, self._link)
+        return reply
+
+    async def follow(self, name: str) -> _native.Service:
+        """The snapshot of a service, read if it never was."""
+        await self._link.side()
+        service = self._service(name)
+        if not service.known:
+            await self.ask(_native.RegistryRequest.follow(name, False), f"reading {name!r}")
+        return service
+
+    async def picker(self, name: str, strategy: object, tags: object) -> _native.Picker:
+        """The picker for these arguments."""
+        key = self._key(name, strategy, tags)
+        return self._pickers.get(key) or self._new_picker(await self.follow(name), key)
+
+    def picker_sync(self, name: str, strategy: object, tags: object) -> _native.Picker:
+        """The same, blocking where the service was never read."""
+        key = self._key(name, strategy, tags)
+        known = self._pickers.get(key)
+        if known is not None:
+            return known
+        service = self._service(name)
+        if not service.known:
+            reply = self._link.engine().registry(_native.RegistryRequest.follow(name, False))
+            if isinstance(reply, tuple):
+                raise failure(reply, f"reading {name!r}", self._link)
+        return self._new_picker(service, key)
+
+    def _key(self, name: object, strategy: object, tags: object) -> tuple[str, str, tuple[str, ...]]:
+        if self._closed:
+            raise EngineClosed("this registry was closed; make a new one")
+        return check_name(name), check_strategy(strategy), check_tags(tags)
+
+    def _service(self, name: str) -> _native.Service:
+        service = self._services.get(check_name(name))
+        if service is None:
+            made = self._link.engine().service(name, ServiceInstance.from_record)
+            service = self._services.setdefault(name, made)
+        return service
+
+    def _new_picker(self, service: _native.Service, key: tuple[str, str, tuple[str, ...]]) -> _native.Picker:
+        name, strategy, tags = key
+        conditions = check_filter(tags, (), (), None, None)
+        made = service.picker(strategy or self.strategy, conditions, self._panic, secrets.randbits(64))
+        picker = self._pickers.setdefault(key, made)
+        if not strategy and not tags:
+            self.plain[name] = picker.pick
+        return picker
