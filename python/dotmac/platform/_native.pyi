@@ -6,6 +6,20 @@ from typing import Any, final
 
 from dotmac.platform.service_registry.models import ServiceInstance
 
+__all__ = [
+    "STRATEGIES",
+    "Bridge",
+    "Engine",
+    "Lease",
+    "Picker",
+    "RateDetector",
+    "RegistryRequest",
+    "Service",
+    "Ticket",
+    "__version__",
+    "monotonic",
+]
+
 __version__: str
 
 def monotonic() -> float: ...

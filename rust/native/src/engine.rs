@@ -200,22 +200,22 @@ impl EngineHandle {
         let (unanswered, sid) = (state.client.unanswered(), state.client.session.sid());
         let (registered, registry) = (state.registry.registered(), state.registry.counts);
         drop(state);
-        let counters = PyDict::new(py);
-        counters.set_item("registered", registered)?;
-        counters.set_item("reregistered", registry.reregistered)?;
-        counters.set_item("taken_over", registry.taken_over)?;
-        counters.set_item("registry_fetches", registry.fetches)?;
-        counters.set_item("swept", registry.swept)?;
-        counters.set_item("open", open)?;
-        counters.set_item("session", sid)?;
-        counters.set_item("held", held)?;
-        counters.set_item("unanswered", unanswered)?;
-        counters.set_item("heartbeats", counts.heartbeats)?;
-        counters.set_item("late_heartbeats", counts.late_heartbeats)?;
-        counters.set_item("losses", counts.losses)?;
-        counters.set_item("connections", counts.connections)?;
-        counters.set_item("sessions", counts.sessions)?;
-        Ok(counters)
+        let found = PyDict::new(py);
+        found.set_item("registered", registered)?;
+        found.set_item("reregistered", registry.reregistered)?;
+        found.set_item("taken_over", registry.taken_over)?;
+        found.set_item("registry_fetches", registry.fetches)?;
+        found.set_item("swept", registry.swept)?;
+        found.set_item("open", open)?;
+        found.set_item("session", sid)?;
+        found.set_item("held", held)?;
+        found.set_item("unanswered", unanswered)?;
+        found.set_item("heartbeats", counts.heartbeats)?;
+        found.set_item("late_heartbeats", counts.late_heartbeats)?;
+        found.set_item("losses", counts.losses)?;
+        found.set_item("connections", counts.connections)?;
+        found.set_item("sessions", counts.sessions)?;
+        Ok(found)
     }
 }
 
