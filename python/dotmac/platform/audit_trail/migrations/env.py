@@ -8,7 +8,10 @@ from dotmac.platform.audit_trail.schema import VERSION_TABLE
 
 if context.is_offline_mode():
     context.configure(
-        dialect_name="postgresql", version_table=VERSION_TABLE, output_buffer=context.config.stdout
+        dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},  # else every per cent sign would come out doubled
+        version_table=VERSION_TABLE,
+        output_buffer=context.config.stdout,
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -1,0 +1,94 @@
+"""`dotmac db` and `dotmac audit` as whole processes.
+
+Promises: exit codes 0, 1 and 2 mean what they should; upgrade, status, import (twice), query with filters, pages
+and JSON, and tail work on a real database; errors are one sentence on standard error, never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+LINES = [
+    f"Dec 10 06:55:{n:02} h sshd[{n}]: Failed password for root from 10.0.0.{7 if n % 4 else 8} port 22 ssh2\n"
+    for n in range(40)
+]
+
+
+@pytest.fixture
+def dotmac(postgres_database, valkey_url):
+    environment = {
+        **os.environ,
+        "ENVIRONMENT": "test",
+        "DATABASE_URL": postgres_database,
+        "REDIS_URL": valkey_url,
+        "NO_COLOR": "1",
+    }
+
+    def run(*arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-c", "from dotmac.platform.cli.main import run; run()", *arguments],
+            env=environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, (done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done
+
+    return run
+
+
+def test_the_tables_and_the_log_by_the_command_line(dotmac, tmp_path):
+    assert "run `dotmac db upgrade`" in dotmac("db", "status", code=1).stdout
+    assert "dotmac db upgrade" in dotmac("audit", "query", code=1).stderr
+    assert "to version 0001" in dotmac("db", "upgrade").stdout
+    assert "up to date" in dotmac("db", "upgrade").stdout
+    assert json.loads(dotmac("db", "status", "--json").stdout)["up_to_date"] is True
+    assert "CREATE TABLE audit_events" in dotmac("db", "upgrade", "--sql").stdout
+
+    log = tmp_path / "auth.log"
+    log.write_text("".join([*LINES, "nonsense\n"]))
+    command = ("audit", "import", str(log), "--format", "sshd", "--year", "2015", "--time-zone", "UTC")
+    told = dotmac(*command).stdout
+    assert "40 events stored" in told
+    assert "line 41: " in told
+    assert "10.0.0.7" in told
+    assert "in 60 s" in told
+    assert json.loads(dotmac(*command, "--json").stdout)["resumed_at"] == 41
+    found = json.loads(dotmac(*command, "--from-start", "--json").stdout)
+    assert (found["stored"], found["present"], found["bad"]) == (0, 40, 1)
+    assert found["top_attackers"][0] == {"address": "10.0.0.7", "failures": 30}
+
+    page = json.loads(dotmac("audit", "query", "--address", "10.0.0.8", "--limit", "6", "--json").stdout)
+    assert [event["ip_address"] for event in page["events"]] == ["10.0.0.8"] * 6
+    rest = dotmac(
+        "audit", "query", "--address", "10.0.0.8", "--limit", "6", "--cursor", page["next_cursor"], "--json"
+    )
+    assert len(json.loads(rest.stdout)["events"]) == 4
+    assert "ssh.login" in dotmac("audit", "query", "--action", "ssh.*", "--since", "2015-01-01").stdout
+    assert json.loads(dotmac("audit", "query", "--since", "7d", "--json").stdout)["events"] == []
+    assert json.loads(dotmac("audit", "query", "--min-score", "0.5", "--json").stdout)["events"]
+
+    tail = dotmac("audit", "tail", "--from-start", "--stop-after", "40", "--json").stdout.splitlines()
+    assert len({json.loads(line)["id"] for line in tail}) == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("audit", "query", "--limit", "0"), "limit"),
+        (("audit", "query", "--since", "soon"), "--since"),
+        (("audit", "query", "--category", "NOPE"), "AUTHENTICATION"),
+        (("audit", "import", "/no/such/file", "--format", "sshd"), "does not exist"),
+        (("db", "status", "--url", "mysql://x"), "postgresql://"),
+    ],
+)
+def test_a_wrong_command_ends_with_2(dotmac, arguments, told):
+    assert told in dotmac(*arguments, code=2).stderr
+
+
+def test_a_database_that_is_away_ends_with_1(dotmac):
+    assert "error" in dotmac("db", "status", "--url", "postgresql://u@127.0.0.1:1/d", code=1).stderr

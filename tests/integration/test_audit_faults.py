@@ -1,0 +1,320 @@
+"""The audit trail while things break.
+
+Promises:
+- what was acknowledged is stored, once: PostgreSQL killed right after the acknowledgement, killed and
+  restarted under load, and the connection cut in the middle of the stream again and again;
+- a database that is away gives a typed error within the timeout, at the start and later, and the trail goes on
+  by itself once it is back; the back-pressure bound gives a typed error too;
+- cancelled callers neither lose the events of others nor leave them waiting;
+- one aggregator works in several event loops one after another without aclose(), in two threads at once, and
+  in a forked child, whose end leaves the parent's connections alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+import threading
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+
+from dotmac.platform.audit_trail import AuditAggregator
+from dotmac.platform.connection.embedded import EmbeddedPostgres
+from dotmac.platform.errors import AuditUnavailable, ServerRefused
+
+
+@pytest.fixture(scope="module")
+def server(run_apart):
+    """A server of this file's own, with fsync as in production."""
+
+    async def migrate(url):
+        async with AuditAggregator(url) as audit:
+            await audit.migrate()
+
+    with EmbeddedPostgres() as postgres:
+        run_apart(migrate(postgres.url))
+        yield postgres
+
+
+async def stored_ids(url, tenant):
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch("SELECT id FROM audit_events WHERE tenant_id = $1", tenant)
+        return [row["id"] for row in rows]
+    finally:
+        await connection.close()
+
+
+async def test_acknowledged_means_durable(server, unique):
+    async with AuditAggregator(server.url) as audit:
+        event_id = await audit.log_event("SECURITY", "x", tenant_id=unique)
+        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(server.restart)
+        assert await stored_ids(server.url, unique) == [event_id]
+        assert (await audit.get_event(event_id)).id == event_id
+
+
+async def load(audit, tenant, stop, acknowledged, refused):
+    while not stop.is_set():
+        try:
+            acknowledged.append(await audit.log_event("SECURITY", "x", tenant_id=tenant))
+        except AuditUnavailable as error:
+            refused.append(error)
+
+
+async def test_killed_and_restarted_under_load(server, unique):
+    acknowledged, refused, stop = [], [], asyncio.Event()
+    async with AuditAggregator(server.url, timeout=20) as audit:
+        tasks = [asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(50)]
+        for _ in range(3):
+            before = len(acknowledged)
+            while len(acknowledged) < before + 500:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.restart)
+        before = len(acknowledged)
+        while len(acknowledged) < before + 500:
+            await asyncio.sleep(0.01)
+        stop.set()
+        await asyncio.gather(*tasks)
+    stored = await stored_ids(server.url, unique)
+    assert len(stored) == len(set(stored))
+    assert not refused
+    assert sorted(stored) == sorted(acknowledged)
+
+
+class Proxy:
+    """A TCP proxy to the server that cuts connections after a random number of bytes."""
+
+    def __init__(self, url, chance):
+        parts = urlsplit(url)
+        self._query = parse_qs(parts.query)
+        self._parts = parts
+        self._chance = chance
+        self.cutting = True
+        self.cuts = 0
+        self._tasks = set()
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self._server.sockets[0].getsockname()[1]
+        login = self._parts.netloc.rpartition("@")[0]
+        self.url = f"postgresql://{login}@127.0.0.1:{port}{self._parts.path}?sslmode=disable"
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _open(self):
+        if host := self._query.get("host"):
+            port = self._query.get("port", [str(self._parts.port or 5432)])[0]
+            return await asyncio.open_unix_connection(f"{host[0]}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(self._parts.hostname, self._parts.port)
+
+    async def _serve(self, reader, writer):
+        self._tasks.add(asyncio.current_task())
+        behind_writer = None
+        try:
+            behind_reader, behind_writer = await self._open()
+            budget = self._chance.randrange(2_000, 120_000) if self.cutting else None
+            await asyncio.wait(
+                [
+                    asyncio.create_task(self._pump(reader, behind_writer, budget)),
+                    asyncio.create_task(self._pump(behind_reader, writer, None)),
+                ],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for one in (writer, behind_writer):
+                if one is not None:
+                    one.transport.abort()
+            self._tasks.discard(asyncio.current_task())
+
+    async def _pump(self, reader, writer, budget):
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(4096):
+                if budget is not None:
+                    budget -= len(data)
+                    if budget < 0:
+                        self.cuts += 1
+                        return
+                writer.write(data)
+                await writer.drain()
+
+
+async def test_connections_cut_in_the_middle_of_copy(server, unique):
+    chance = random.Random(3)
+    acknowledged, refused, stop = [], [], asyncio.Event()
+    async with Proxy(server.url, chance) as proxy:
+        async with AuditAggregator(proxy.url, timeout=20) as audit:
+            tasks = [
+                asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(100)
+            ]
+            while proxy.cuts < 20:
+                await asyncio.sleep(0.01)
+            proxy.cutting = False
+            stop.set()
+            await asyncio.gather(*tasks)
+    stored = await stored_ids(server.url, unique)
+    assert len(stored) == len(set(stored))
+    assert not refused
+    assert sorted(stored) == sorted(acknowledged)
+
+
+async def test_a_database_that_is_away_at_the_start_is_told_in_time(unused_tcp_port):
+    async with AuditAggregator(f"postgresql://u:p@127.0.0.1:{unused_tcp_port}/d", timeout=1) as audit:
+        for call in (
+            lambda: audit.log_event("SECURITY", "x"),
+            audit.query_events,
+            lambda: audit.count_events(user_id="x"),
+        ):
+            began = time.monotonic()
+            with pytest.raises(AuditUnavailable, match="1 s"):
+                await call()
+            assert 0.5 < time.monotonic() - began < 3
+
+
+async def test_a_server_that_does_not_answer_is_told_in_time():
+    with socket.socket() as silent:  # the kernel takes connections; nobody ever reads from them
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(100)
+        url = f"postgresql://u:p@127.0.0.1:{silent.getsockname()[1]}/d?sslmode=disable"
+        async with AuditAggregator(url, timeout=1) as audit:
+            began = time.monotonic()
+            with pytest.raises(AuditUnavailable):
+                await audit.log_event("SECURITY", "x")
+            with pytest.raises(AuditUnavailable):
+                await audit.query_events()
+            assert time.monotonic() - began < 5
+
+
+async def test_a_stopped_server_is_told_in_time_and_the_trail_goes_on(server, unique):
+    async with AuditAggregator(server.url, timeout=1) as audit:
+        await audit.log_event("SECURITY", "x", tenant_id=unique)
+        await asyncio.to_thread(server.pause)
+        try:
+            began = time.monotonic()
+            lost = await asyncio.gather(
+                *(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(20)),
+                return_exceptions=True,
+            )
+            assert time.monotonic() - began < 3
+            assert all(isinstance(error, AuditUnavailable) for error in lost), lost
+            assert "may or may not" in str(lost[0])
+        finally:
+            await asyncio.to_thread(server.resume)
+        event_id = await audit.log_event("SECURITY", "y", tenant_id=unique)
+    assert event_id in await stored_ids(server.url, unique)
+
+
+async def test_a_missing_database_is_refused_at_once(server):
+    async with AuditAggregator(server.url_of("no_such"), timeout=20) as audit:
+        began = time.monotonic()
+        with pytest.raises(ServerRefused, match="no_such"):
+            await audit.log_event("SECURITY", "x")
+        with pytest.raises(ServerRefused, match="no_such"):
+            await audit.query_events()
+        assert time.monotonic() - began < 5
+
+
+async def test_the_bound_of_waiting_events_is_kept(server, unique):
+    async with AuditAggregator(server.url, timeout=1, max_pending=10) as audit:
+        await audit.log_event("SECURITY", "x", tenant_id=unique)
+        await asyncio.to_thread(server.pause)
+        try:
+            answers = await asyncio.gather(
+                *(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(30)),
+                return_exceptions=True,
+            )
+        finally:
+            await asyncio.to_thread(server.resume)
+        assert all(isinstance(answer, AuditUnavailable) for answer in answers)
+        assert sum("10 events wait" in str(answer) for answer in answers) == 20
+        await asyncio.gather(*(audit.log_event("SECURITY", "y", tenant_id=unique) for _ in range(30)))
+
+
+async def test_cancelled_callers_hurt_nobody(server, unique):
+    chance = random.Random(5)
+    async with AuditAggregator(server.url) as audit:
+        calls = [asyncio.create_task(audit.log_event("SECURITY", "x", tenant_id=unique)) for _ in range(300)]
+        acknowledged = []
+        for turn in range(40):
+            await asyncio.sleep(0)
+            calls[chance.randrange(300)].cancel()
+            if turn % 10 == 0:
+                await asyncio.sleep(0.002)
+        for call in calls:
+            try:
+                acknowledged.append(await asyncio.wait_for(call, 20))
+            except asyncio.CancelledError:
+                assert call.cancelled()
+        assert len(acknowledged) >= 260
+        acknowledged.append(await audit.log_event("SECURITY", "x", tenant_id=unique))
+    stored = await stored_ids(server.url, unique)
+    assert set(acknowledged) <= set(stored)
+    assert len(stored) == len(set(stored))
+
+
+def test_several_loops_one_after_another_without_closing(server, unique):
+    audit = AuditAggregator(server.url)
+
+    async def once():
+        await asyncio.gather(*(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(5)))
+        return await audit.count_events(tenant_id=unique)
+
+    assert [asyncio.run(once()) for _ in range(4)] == [5, 10, 15, 20]
+
+
+def test_two_threads_with_loops_at_once(server, unique):
+    audit = AuditAggregator(server.url)
+    failed = []
+
+    async def many():
+        for _ in range(50):
+            await asyncio.gather(*(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(10)))
+
+    def body():
+        try:
+            asyncio.run(many())
+        except BaseException as error:  # noqa: BLE001 (told to the test)
+            failed.append(error)
+
+    threads = [threading.Thread(target=body) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert len(asyncio.run(stored_ids(server.url, unique))) == 1000
+
+
+def test_a_forked_child_starts_anew(server, unique):
+    audit = AuditAggregator(server.url)
+
+    async def log(action):
+        return await audit.log_event("SECURITY", action, tenant_id=unique)
+
+    with asyncio.Runner() as runner:
+        runner.run(log("before"))
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                # The parent's loop is half a loop here; a child makes its own, as a worker does.
+                asyncio.events._set_running_loop(None)
+                asyncio.run(log("child"))
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        runner.run(log("after"))
+        assert runner.run(audit.count_events(tenant_id=unique)) == 3
