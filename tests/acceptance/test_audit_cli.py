@@ -1,7 +1,7 @@
 """`dotmac db` and `dotmac audit` as whole processes.
 
-Promises: exit codes 0, 1 and 2 mean what they should; upgrade, status, import (twice), query with filters, pages
-and JSON, and tail work on a real database; errors are one sentence on standard error, never a traceback.
+Promises: exit codes 0, 1 and 2 mean what they should; upgrade, status, import (twice), query with filters,
+pages and JSON, and tail work on a real database; errors are one sentence on standard error, never a traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sys
 import pytest
 
 LINES = [
-    f"Dec 10 06:55:{n:02} h sshd[{n}]: Failed password for root from 10.0.0.{7 if n % 4 else 8} port 22 ssh2\n"
+    f"Dec 10 06:55:{n:02} h sshd[{n}]: "
+    f"Failed password for root from 10.0.0.{7 if n % 4 else 8} port 22 ssh2\n"
     for n in range(40)
 ]
 

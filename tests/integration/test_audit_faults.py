@@ -7,7 +7,7 @@ Promises:
   by itself once it is back; the back-pressure bound gives a typed error too;
 - cancelled callers neither lose the events of others nor leave them waiting;
 - one aggregator works in several event loops one after another without aclose(), in two threads at once, and
-  in a forked child, whose end leaves the parent's connections alone.
+  in a forked child, which leaves the parent's connections alone.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ async def test_acknowledged_means_durable(server, unique):
         assert (await audit.get_event(event_id)).id == event_id
 
 
+async def until(condition):
+    while not condition():  # noqa: ASYNC110 (the condition is made by many tasks and a proxy)
+        await asyncio.sleep(0.01)
+
+
 async def load(audit, tenant, stop, acknowledged, refused):
     while not stop.is_set():
         try:
@@ -73,14 +78,10 @@ async def test_killed_and_restarted_under_load(server, unique):
     async with AuditAggregator(server.url, timeout=20) as audit:
         tasks = [asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(50)]
         for _ in range(3):
-            before = len(acknowledged)
-            while len(acknowledged) < before + 500:
-                await asyncio.sleep(0.01)
+            await until(lambda aim=len(acknowledged) + 500: len(acknowledged) >= aim)
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.restart)
-        before = len(acknowledged)
-        while len(acknowledged) < before + 500:
-            await asyncio.sleep(0.01)
+        await until(lambda aim=len(acknowledged) + 500: len(acknowledged) >= aim)
         stop.set()
         await asyncio.gather(*tasks)
     stored = await stored_ids(server.url, unique)
@@ -154,16 +155,12 @@ class Proxy:
 async def test_connections_cut_in_the_middle_of_copy(server, unique):
     chance = random.Random(3)
     acknowledged, refused, stop = [], [], asyncio.Event()
-    async with Proxy(server.url, chance) as proxy:
-        async with AuditAggregator(proxy.url, timeout=20) as audit:
-            tasks = [
-                asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(100)
-            ]
-            while proxy.cuts < 20:
-                await asyncio.sleep(0.01)
-            proxy.cutting = False
-            stop.set()
-            await asyncio.gather(*tasks)
+    async with Proxy(server.url, chance) as proxy, AuditAggregator(proxy.url, timeout=20) as audit:
+        tasks = [asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(100)]
+        await until(lambda: proxy.cuts >= 20)
+        proxy.cutting = False
+        stop.set()
+        await asyncio.gather(*tasks)
     stored = await stored_ids(server.url, unique)
     assert len(stored) == len(set(stored))
     assert not refused

@@ -9,6 +9,8 @@ Promises:
 - exported events come back the same.
 """
 
+# ruff: noqa: E501 (tables read best by the line)
+
 from __future__ import annotations
 
 import json
@@ -32,7 +34,8 @@ async def audit(migrated_url):
 
 def lines(unique, count, start=0):
     return [
-        f"Dec 10 06:{n // 60:02}:{n % 60:02} h{unique} sshd[{n}]: Failed password for root from 10.0.0.{n % 3} port 22 ssh2\n"
+        f"Dec 10 06:{n // 60:02}:{n % 60:02} h{unique} sshd[{n}]: "
+        f"Failed password for root from 10.0.0.{n % 3} port 22 ssh2\n"
         for n in range(start, start + count)
     ]
 

@@ -31,8 +31,7 @@ def normal_days(seed, days=10, users=200):
                 mistyped = chance.choice([1, 1, 1, 2, 3]) if chance.random() < 0.03 else 0
                 if chance.random() < 0.002:
                     mistyped = 5
-                for turn in range(mistyped):
-                    events.append((moment + 8 * turn, f"u{user}", address, True))
+                events += [(moment + 8 * turn, f"u{user}", address, True) for turn in range(mistyped)]
                 events.append((moment + 8 * mistyped, f"u{user}", address, False))
     return sorted(events)
 

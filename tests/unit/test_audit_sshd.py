@@ -74,7 +74,7 @@ def test_lines_that_repeat_others_are_no_events(text):
     "line", ["", "nonsense", "Dec 10 06:55:46 h cron[1]: x", "Foo 10 06:55:46 h sshd[1]: x", "Feb 30 06:55:46 h sshd[1]: x"]
 )  # fmt: skip
 def test_other_lines_are_refused(line):
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         SshdParser(2015, LATEST).parse(line)
 
 

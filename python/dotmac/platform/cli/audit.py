@@ -1,14 +1,12 @@
 """`dotmac audit query|import|tail`."""
 
-# ruff: noqa: PLR0917 (a command's options are its parameters)
-
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path  # noqa: TC003 (typer reads the annotation)
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 

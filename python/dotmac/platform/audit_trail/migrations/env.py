@@ -11,7 +11,7 @@ if context.is_offline_mode():
         dialect_name="postgresql",
         dialect_opts={"paramstyle": "named"},  # else every per cent sign would come out doubled
         version_table=VERSION_TABLE,
-        output_buffer=context.config.stdout,
+        output_buffer=context.config.output_buffer,
     )
     with context.begin_transaction():
         context.run_migrations()

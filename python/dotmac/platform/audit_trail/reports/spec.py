@@ -1,7 +1,5 @@
 """How a framework's module says what its sections are."""
 
-# ruff: noqa: PLR0917 (a section reads as a row: name, title, control, what, columns, sentence)
-
 from __future__ import annotations
 
 from dataclasses import dataclass
