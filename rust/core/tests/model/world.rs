@@ -3,16 +3,15 @@
 //! Each connection is first in, first out in both directions; every message has its own delay. Time is real time in
 //! microseconds: every client sees it through a clock of its own with another start and up to 0.4 % off.
 
-use super::server::{Acquire, Clock, Push, Server};
+use super::network::{Connection, Happening};
+use super::server::{Clock, Server};
 use dotmac_core::lease::{Lease, Micros};
-use dotmac_core::locks::{
-    AcquireReply, Ask, Client, Command, Event, Heartbeat, HeartbeatReply, Mode,
-};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use dotmac_core::locks::{Ask, Client};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-const MS: Micros = 1_000;
-const SECOND: Micros = 1_000_000;
+pub(super) const MS: Micros = 1_000;
+pub(super) const SECOND: Micros = 1_000_000;
 const REQUEST_TIMEOUT: Micros = 5 * SECOND;
 /// Well above the gap rule, also for two steps at once.
 const CLOCK_STEP: i64 = 10 * SECOND.cast_signed();
@@ -76,81 +75,32 @@ pub enum Step {
     Refuse(usize, u8),
 }
 
-#[derive(Debug)]
-enum Wire {
-    Heartbeat(Heartbeat),
-    Acquire(Acquire),
-    Release(Arc<str>, u64),
-    Cancel(u64, Arc<str>, Arc<str>),
-    Extend {
-        id: u64,
-        lock: (Arc<str>, u64),
-        timeout: u64,
-        session: (String, u64),
-    },
-}
-
-#[derive(Debug)]
-enum Answer {
-    /// With the life of the data in which it was given.
-    Heartbeat(Heartbeat, HeartbeatReply, u64),
-    Acquire(u64, AcquireReply),
-    Release(u64, bool),
-    Cancel(u64),
-    Extend(u64, Option<Micros>),
-    Refused(Command),
-    Push(Push),
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Happening {
-    /// The oldest command on the way arrives at the server.
-    Up(u64),
-    /// The oldest answer on the way arrives at the client.
-    Down(u64),
-    /// The client finds its connection gone.
-    Noticed(u64),
-    Connect(usize),
-    Tick(usize),
-}
-
-#[derive(Debug, Default)]
-struct Connection {
-    client: usize,
-    cut: bool,
-    up: VecDeque<Wire>,
-    down: VecDeque<Answer>,
-    last_up: Micros,
-    last_down: Micros,
-    inboxes: BTreeSet<String>,
-}
-
 /// A process with its machine.
 #[derive(Debug)]
 pub struct Process {
     pub client: Client,
-    start: Micros,
+    pub(super) start: Micros,
     /// Microseconds of its clock per second.
-    rate: Micros,
-    paused_until: Micros,
-    connection: Option<u64>,
-    tick_at: Micros,
-    requests: Vec<(u64, u64)>,
-    leases: Vec<Arc<Lease>>,
+    pub(super) rate: Micros,
+    pub(super) paused_until: Micros,
+    pub(super) connection: Option<u64>,
+    pub(super) tick_at: Micros,
+    pub(super) requests: Vec<(u64, u64)>,
+    pub(super) leases: Vec<Arc<Lease>>,
     /// Owners that wait in a queue, by token: each waits for one at a time.
-    busy: BTreeMap<u64, usize>,
-    refuse: u8,
+    pub(super) busy: BTreeMap<u64, usize>,
+    pub(super) refuse: u8,
     /// The life of the server's data that it has last heard of.
-    heard_of: u64,
+    pub(super) heard_of: u64,
     pub heartbeats: u64,
 }
 
 impl Process {
-    fn clock(&self, real: Micros) -> Micros {
+    pub(super) fn clock(&self, real: Micros) -> Micros {
         self.start + real * self.rate / SECOND
     }
 
-    fn real(&self, clock: Micros) -> Micros {
+    pub(super) fn real(&self, clock: Micros) -> Micros {
         let passed = u128::from(clock.saturating_sub(self.start)) * u128::from(SECOND);
         Micros::try_from(passed.div_ceil(u128::from(self.rate))).unwrap_or(Micros::MAX)
     }
@@ -173,19 +123,19 @@ pub struct World {
     pub processes: Vec<Process>,
     pub violations: Vec<String>,
     pub counts: Counts,
-    broken: Broken,
-    chance: fastrand::Rng,
-    server_paused_until: Micros,
-    wall_offset: i64,
-    connections: BTreeMap<u64, Connection>,
-    agenda: BTreeMap<(Micros, u64), Happening>,
-    serial: u64,
-    faults: bool,
+    pub(super) broken: Broken,
+    pub(super) chance: fastrand::Rng,
+    pub(super) server_paused_until: Micros,
+    pub(super) wall_offset: i64,
+    pub(super) connections: BTreeMap<u64, Connection>,
+    pub(super) agenda: BTreeMap<(Micros, u64), Happening>,
+    pub(super) serial: u64,
+    pub(super) faults: bool,
     /// Calls that have no final event yet.
-    open: BTreeSet<u64>,
-    last_fence: BTreeMap<Arc<str>, u64>,
+    pub(super) open: BTreeSet<u64>,
+    pub(super) last_fence: BTreeMap<Arc<str>, u64>,
     /// Every lease that was granted and has not ended, with its process.
-    believed: BTreeMap<Arc<str>, Vec<(usize, Arc<Lease>)>>,
+    pub(super) believed: BTreeMap<Arc<str>, Vec<(usize, Arc<Lease>)>>,
 }
 
 impl World {
@@ -415,440 +365,9 @@ impl World {
         self.settle(i);
     }
 
-    fn token(&mut self) -> u64 {
+    pub(super) fn token(&mut self) -> u64 {
         self.serial += 1;
         self.open.insert(self.serial);
         self.serial
-    }
-
-    // ---- the driver of a process
-
-    fn paused(&self, i: usize) -> bool {
-        self.processes[i].paused_until > self.now
-    }
-
-    /// Sends what the machine wants sent, notes its events, looks whether what is believed is right.
-    fn settle(&mut self, i: usize) {
-        let commands = std::mem::take(&mut self.processes[i].client.commands);
-        for command in commands {
-            self.send(i, command);
-        }
-        for event in std::mem::take(&mut self.processes[i].client.events) {
-            self.on_event(i, event);
-        }
-        self.look(i);
-        let process = &mut self.processes[i];
-        let next = process.client.next_tick();
-        if next == Micros::MAX {
-            process.tick_at = Micros::MAX;
-            return;
-        }
-        let at = process.real(next).max(self.now);
-        if at != process.tick_at {
-            process.tick_at = at;
-            self.at(at, Happening::Tick(i));
-        }
-    }
-
-    fn send(&mut self, i: usize, command: Command) {
-        let process = &mut self.processes[i];
-        let Some(number) = process.connection else {
-            return;
-        };
-        let wire = match &command {
-            Command::Heartbeat(heartbeat) => {
-                process.heartbeats += 1;
-                Wire::Heartbeat(heartbeat.clone())
-            }
-            Command::Acquire(id) => {
-                let Some(request) = process.client.request(*id) else {
-                    return;
-                };
-                Wire::Acquire(Acquire {
-                    name: request.ask.name.clone(),
-                    number: (request.sid.to_string(), *id),
-                    gen_: process.client.session.gen_,
-                    owner: format!("{}/{}", request.sid, request.ask.owner),
-                    timeout: request.ask.timeout / MS,
-                    fixed: request.ask.fixed,
-                    wait: request.ask.wait,
-                })
-            }
-            Command::Release { name, fence } => Wire::Release(name.clone(), *fence),
-            Command::Cancel { request, sid, name } => {
-                Wire::Cancel(*request, sid.clone(), name.clone())
-            }
-            Command::Extend(id) => {
-                let Some(extension) = process.client.extension(*id) else {
-                    return;
-                };
-                Wire::Extend {
-                    id: *id,
-                    lock: (extension.lease.name.clone(), extension.lease.fence),
-                    timeout: extension.timeout / MS,
-                    session: (process.client.session.sid(), process.client.session.gen_),
-                }
-            }
-        };
-        if process.refuse > 0 && !matches!(wire, Wire::Heartbeat(_)) {
-            process.refuse -= 1;
-            self.answer(number, Answer::Refused(command));
-            return;
-        }
-        let delay = self.delay();
-        let Some(connection) = self.connections.get_mut(&number) else {
-            return;
-        };
-        if connection.cut {
-            return;
-        }
-        connection.up.push_back(wire);
-        connection.last_up = connection.last_up.max(self.now + delay);
-        let at = connection.last_up;
-        self.at(at, Happening::Up(number));
-    }
-
-    fn on_event(&mut self, i: usize, event: Event) {
-        let token = match event {
-            Event::Granted(token, lease) => {
-                self.counts.granted += 1;
-                let last = self.last_fence.entry(lease.name.clone()).or_default();
-                if lease.fence > *last {
-                    *last = lease.fence;
-                } else if !self.server.of_lost_data(lease.fence, *last)
-                    || self.processes[i].heard_of == self.server.life
-                {
-                    self.violations.push(format!(
-                        "{}: fence {} believed after {last}",
-                        lease.name, lease.fence
-                    ));
-                }
-                self.believed
-                    .entry(lease.name.clone())
-                    .or_default()
-                    .push((i, lease.clone()));
-                self.processes[i].leases.push(lease);
-                token
-            }
-            Event::Lost(lease) => {
-                self.counts.lost += 1;
-                self.processes[i].leases.retain(|held| held.id != lease.id);
-                return;
-            }
-            Event::Opened(_) => return,
-            Event::Deadlock(token, _) => {
-                self.counts.deadlocks += 1;
-                token
-            }
-            Event::Extended(token, held) => {
-                self.counts.extended += u64::from(held);
-                token
-            }
-            Event::NotFree(token, _)
-            | Event::TimedOut(token)
-            | Event::Cancelled(token)
-            | Event::Released(token, _)
-            | Event::Failed(token, _) => token,
-        };
-        let process = &mut self.processes[i];
-        process.busy.remove(&token);
-        process.requests.retain(|(other, _)| *other != token);
-        if !self.open.remove(&token) {
-            self.violations
-                .push(format!("a second final event for call {token}"));
-        }
-    }
-
-    fn believes(&self, i: usize, lease: &Lease) -> bool {
-        if self.broken == Broken::LocalDeadline {
-            return !lease.released() && lease.loss().is_none();
-        }
-        lease.held_at(self.processes[i].clock(self.now))
-    }
-
-    /// A belief begins or grows only when its process does something, so it is enough to look then.
-    fn look(&mut self, i: usize) {
-        let mut believed = std::mem::take(&mut self.believed);
-        for (name, leases) in &mut believed {
-            leases.retain(|(_, lease)| !lease.released() && lease.loss().is_none());
-            let now: Vec<_> = leases
-                .iter()
-                .filter(|(i, lease)| self.believes(*i, lease))
-                .collect();
-            for (k, (a, older)) in now.iter().enumerate() {
-                for (b, newer) in &now[k + 1..] {
-                    // Across a loss of data the older one may believe until its process hears of it.
-                    let lost = |x: &Lease, y: &Lease, i: usize| {
-                        self.server.of_lost_data(x.fence, y.fence)
-                            && self.processes[i].heard_of < self.server.life
-                    };
-                    if lost(older, newer, *a) || lost(newer, older, *b) {
-                        self.counts.overlaps_after_loss += 1;
-                        continue;
-                    }
-                    self.violations.push(format!(
-                        "{} s after an act of {i}: {a} and {b} both believe in {name}: {older:?} {newer:?}",
-                        self.now / SECOND
-                    ));
-                }
-            }
-        }
-        self.believed = believed;
-    }
-
-    // ---- the network
-
-    fn at(&mut self, time: Micros, happening: Happening) {
-        self.serial += 1;
-        self.agenda.insert((time, self.serial), happening);
-    }
-
-    fn delay(&mut self) -> Micros {
-        if !self.faults {
-            return self.chance.u64(50..2 * MS);
-        }
-        match self.chance.u8(..) {
-            0..=2 => self.chance.u64(..4 * SECOND),
-            3..=15 => self.chance.u64(..400 * MS),
-            _ => self.chance.u64(50..5 * MS),
-        }
-    }
-
-    fn answer(&mut self, number: u64, answer: Answer) {
-        let delay = self.delay();
-        let Some(connection) = self.connections.get_mut(&number) else {
-            return;
-        };
-        if connection.cut {
-            return;
-        }
-        connection.down.push_back(answer);
-        connection.last_down = connection.last_down.max(self.now + delay);
-        let at = connection.last_down;
-        self.at(at, Happening::Down(number));
-    }
-
-    /// The connection is lost: some of the commands on the way still run, perhaps late; no answer arrives.
-    fn cut(&mut self, i: usize) {
-        let Some(number) = self.processes[i].connection else {
-            return;
-        };
-        let late = if self.chance.bool() {
-            self.chance.u64(..8 * SECOND)
-        } else {
-            0
-        };
-        let Some(connection) = self.connections.get_mut(&number).filter(|c| !c.cut) else {
-            return;
-        };
-        connection.cut = true;
-        connection.down.clear();
-        let arrive = self.chance.usize(..=connection.up.len());
-        let ghost = Connection {
-            client: i,
-            cut: true,
-            up: connection.up.drain(..arrive).collect(),
-            ..Connection::default()
-        };
-        connection.up.clear();
-        let last = connection.last_up;
-        self.serial += 1;
-        let ghost_number = self.serial;
-        self.connections.insert(ghost_number, ghost);
-        for k in 0..arrive {
-            self.at(
-                last.max(self.now) + late + k as u64,
-                Happening::Up(ghost_number),
-            );
-        }
-        let notice = self.chance.u64(..SECOND);
-        self.at(self.now + notice, Happening::Noticed(number));
-    }
-
-    fn happen(&mut self, happening: Happening) {
-        let waits = match happening {
-            Happening::Up(_) => self.server_paused_until,
-            Happening::Down(number) | Happening::Noticed(number) => self
-                .connections
-                .get(&number)
-                .map_or(0, |c| self.processes[c.client].paused_until),
-            Happening::Connect(i) | Happening::Tick(i) => self.processes[i].paused_until,
-        };
-        if waits > self.now {
-            self.at(waits, happening);
-            if let Happening::Tick(i) = happening {
-                self.processes[i].tick_at = waits;
-            }
-            return;
-        }
-        match happening {
-            Happening::Up(number) => self.on_command(number),
-            Happening::Down(number) => self.on_answer(number),
-            Happening::Noticed(number) => {
-                let Some(connection) = self.connections.remove(&number) else {
-                    return;
-                };
-                let i = connection.client;
-                let process = &mut self.processes[i];
-                process.connection = None;
-                let clock = process.clock(self.now);
-                process.client.disconnected(clock, String::from("cut"));
-                let backoff = self
-                    .chance
-                    .u64(..if self.faults { 3 * SECOND } else { 100 * MS });
-                self.at(self.now + backoff, Happening::Connect(i));
-                self.settle(i);
-            }
-            Happening::Connect(i) => {
-                self.serial += 1;
-                let number = self.serial;
-                let connection = Connection {
-                    client: i,
-                    ..Connection::default()
-                };
-                self.connections.insert(number, connection);
-                let process = &mut self.processes[i];
-                process.connection = Some(number);
-                process.client.connected(process.clock(self.now));
-                self.settle(i);
-            }
-            Happening::Tick(i) => {
-                let process = &mut self.processes[i];
-                if process.tick_at != self.now {
-                    return;
-                }
-                process.tick_at = 0;
-                let clock = process.clock(self.now);
-                process.client.tick(clock);
-                let next = process.client.next_tick();
-                if next <= clock {
-                    self.violations.push(format!(
-                        "client {i} wants to be called again at {next} at {clock}"
-                    ));
-                }
-                self.settle(i);
-            }
-        }
-    }
-
-    fn on_command(&mut self, number: u64) {
-        let Some(connection) = self.connections.get_mut(&number) else {
-            return;
-        };
-        let Some(wire) = connection.up.pop_front() else {
-            return;
-        };
-        if let Wire::Heartbeat(heartbeat) = &wire
-            && heartbeat.mode != Mode::Keep
-        {
-            connection.inboxes.insert(heartbeat.sid.clone());
-        }
-        if connection.cut && connection.up.is_empty() {
-            self.connections.remove(&number);
-        }
-        self.server.wall = self.now.saturating_add_signed(self.wall_offset);
-        let answer = match wire {
-            Wire::Heartbeat(sent) => {
-                let life = self.server.life;
-                self.server
-                    .heartbeat(&sent)
-                    .map(|reply| Answer::Heartbeat(sent, reply, life))
-            }
-            Wire::Acquire(ask) => Some(Answer::Acquire(ask.number.1, self.server.acquire(&ask))),
-            Wire::Release(name, fence) => Some(Answer::Release(
-                fence,
-                self.broken != Broken::Releases && self.server.release(&name, fence),
-            )),
-            Wire::Cancel(id, sid, name) => {
-                if self.broken != Broken::Cancels {
-                    self.server.cancel(&name, &(sid.to_string(), id));
-                }
-                Some(Answer::Cancel(id))
-            }
-            Wire::Extend {
-                id,
-                lock: (name, fence),
-                timeout,
-                session: (sid, gen_),
-            } => Some(Answer::Extend(
-                id,
-                self.server.extend((&name, fence), timeout, (&sid, gen_)),
-            )),
-        };
-        self.violations.append(&mut self.server.complaints);
-        for push in std::mem::take(&mut self.server.pushes) {
-            let inboxes: Vec<u64> = self
-                .connections
-                .iter()
-                .filter(|(_, c)| c.inboxes.contains(push.sid()))
-                .map(|(number, _)| *number)
-                .collect();
-            for inbox in inboxes {
-                self.answer(inbox, Answer::Push(push.clone()));
-            }
-        }
-        if let Some(answer) = answer {
-            self.answer(number, answer);
-        }
-    }
-
-    fn on_answer(&mut self, number: u64) {
-        let Some(connection) = self.connections.get_mut(&number) else {
-            return;
-        };
-        let i = connection.client;
-        let Some(answer) = connection.down.pop_front() else {
-            return;
-        };
-        let broken = self.broken;
-        let process = &mut self.processes[i];
-        let now = process.clock(self.now);
-        let client = &mut process.client;
-        match answer {
-            Answer::Heartbeat(mut sent, reply, life) => {
-                if broken == Broken::HeartbeatStamp {
-                    sent.stamp = now;
-                }
-                client.on_heartbeat(now, &sent, reply);
-                process.heard_of = process.heard_of.max(life);
-            }
-            Answer::Acquire(id, mut reply) => {
-                if let AcquireReply::Granted { stamp, claimed, .. } = &mut reply {
-                    if broken == Broken::GrantStamp {
-                        *stamp = now;
-                    }
-                    *claimed |= broken == Broken::Claim;
-                }
-                client.on_acquire(now, id, reply);
-            }
-            Answer::Release(fence, held) => client.on_release(fence, held),
-            Answer::Cancel(id) => client.on_cancel(id),
-            Answer::Extend(id, stamp) => client.on_extend(id, stamp),
-            Answer::Refused(command) => client.on_refused(&command, "busy"),
-            Answer::Push(Push::Grant {
-                sid,
-                id,
-                fence,
-                stamp,
-            }) => {
-                let stamp = if broken == Broken::GrantStamp {
-                    now
-                } else {
-                    stamp
-                };
-                if broken == Broken::Claim {
-                    let reply = AcquireReply::Granted {
-                        fence,
-                        stamp,
-                        claimed: true,
-                    };
-                    client.on_acquire(now, id, reply);
-                } else {
-                    client.on_grant(now, &sid, id, fence, stamp);
-                }
-            }
-            Answer::Push(Push::Revoked { fence, reason, .. }) => client.on_revoked(fence, reason),
-        }
-        self.settle(i);
     }
 }
