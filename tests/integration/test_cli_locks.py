@@ -1,5 +1,5 @@
-"""Promises: `dotmac locks list` shows each held lock with its holder, as a table and as JSON, and nothing that
-was given back."""
+"""Promises: `dotmac locks list` shows each held lock with its holder, as a table and as JSON, and nothing
+that was given back."""
 
 from __future__ import annotations
 
