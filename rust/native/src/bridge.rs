@@ -182,7 +182,7 @@ impl Bridge {
 
     /// Gives a lease back: the future of True if it was still held.
     fn release<'py>(slf: &Bound<'py, Self>, lease: &LeaseHandle) -> PyResult<Bound<'py, PyAny>> {
-        let lease = &lease.lease;
+        let lease = lease.own(slf.py())?;
         Ok(Self::submit(slf, |state, sink| {
             state.release(lease, sink);
             0
@@ -196,7 +196,7 @@ impl Bridge {
         lease: &LeaseHandle,
         timeout: u64,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let lease = &lease.lease;
+        let lease = lease.own(slf.py())?;
         Ok(Self::submit(slf, |state, sink| {
             state.extend(lease, timeout, sink);
             0

@@ -138,8 +138,9 @@ impl EngineHandle {
 
     /// Gives a lease back and waits for the server's word; true if it was still held.
     fn release(slf: &Bound<'_, Self>, lease: &LeaseHandle) -> PyResult<Py<PyAny>> {
+        let lease = lease.own(slf.py())?;
         let outcome = slf.get().wait(slf.py(), |state, sink| {
-            state.release(&lease.lease, sink);
+            state.release(lease, sink);
             None
         })?;
         outcome::to_py(slf.py(), outcome, slf)
@@ -147,8 +148,9 @@ impl EngineHandle {
 
     /// Changes a lease's length and waits for the server's word; true if it was still held.
     fn extend(slf: &Bound<'_, Self>, lease: &LeaseHandle, timeout: u64) -> PyResult<Py<PyAny>> {
+        let lease = lease.own(slf.py())?;
         let outcome = slf.get().wait(slf.py(), |state, sink| {
-            state.extend(&lease.lease, timeout, sink);
+            state.extend(lease, timeout, sink);
             None
         })?;
         outcome::to_py(slf.py(), outcome, slf)

@@ -24,6 +24,12 @@ impl LeaseHandle {
             pid: std::process::id(),
         }
     }
+
+    /// The lease, if it belongs to this process: under its fence any process could give it back.
+    pub fn own(&self, py: Python<'_>) -> PyResult<&Arc<Lease>> {
+        check_process(py, self.pid)?;
+        Ok(&self.lease)
+    }
 }
 
 #[pymethods]
