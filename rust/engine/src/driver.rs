@@ -11,6 +11,7 @@ use redis_protocol::resp3::types::BytesFrame;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
@@ -35,8 +36,12 @@ pub async fn run(node: &Node) {
             None => End::Closed,
             Some(Err(end)) => end,
             Some(Ok(connection)) => {
-                backoff = FIRST_BACKOFF;
-                serve(node, connection).await
+                let end = serve(node, connection).await;
+                // A server that lets us in and then refuses to serve us is not to be hammered either.
+                if node.lock().open() {
+                    backoff = FIRST_BACKOFF;
+                }
+                end
             }
         };
         let wait = match end {
@@ -165,11 +170,14 @@ async fn shake_hands(node: &Node) -> Result<Connection, End> {
     })
 }
 
+/// Only other rights or credentials would help.
+fn is_denial(text: &str) -> bool {
+    let codes = ["WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH"];
+    codes.iter().any(|code| text.starts_with(code)) || text.contains("ACL failure in script")
+}
+
 fn refusal(text: &str) -> End {
-    if ["WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH"]
-        .iter()
-        .any(|code| text.starts_with(code))
-    {
+    if is_denial(text) {
         return End::Denied(text.to_owned());
     }
     if text.starts_with("NOPROTO") || text.contains("unknown command") {
@@ -216,29 +224,23 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
     };
     let mut timer = pin!(sleep(Duration::ZERO));
     let mut armed = 0;
+    // TLS: nobody but this thread writes, and never without looking at the clock meanwhile.
+    let (mut unsent, mut flushed) = (BytesMut::new(), true);
     loop {
-        let (next, blocked, out) = {
+        let (next, blocked) = {
             let mut state = node.lock();
             state.answer_echoes();
             state.settle();
             let done = state.flush();
-            // TLS: nobody but this thread writes.
-            let out = if direct.is_none() && state.has_out() {
-                Some(state.take_out())
-            } else {
-                None
-            };
-            if state.closing && state.quiet() && out.is_none() {
+            if direct.is_none() && state.has_out() {
+                unsent.unsplit(state.take_out());
+            }
+            if state.closing && state.quiet() && unsent.is_empty() {
                 return End::Closed;
             }
-            (state.arm(), direct.is_some() && !done, out)
+            (state.arm(), direct.is_some() && !done)
         };
         signal(node);
-        if let Some(out) = out
-            && let Err(e) = writer.write_all(&out).await
-        {
-            return End::Lost(e.to_string());
-        }
         if next != armed {
             armed = next;
             timer
@@ -252,7 +254,7 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
                 Ok(0) => return End::Lost(String::from("the server closed the connection")),
                 Ok(_) => {
                     if let Err(why) = digest(node, buffer) {
-                        return End::Lost(why);
+                        return if is_denial(&why) { End::Denied(why) } else { End::Lost(why) };
                     }
                 }
                 Err(e) => return End::Lost(e.to_string()),
@@ -265,8 +267,32 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
                 }
             }
             Err(e) = writable(direct.as_ref(), blocked) => return End::Lost(e.to_string()),
+            pushed = push(writer, &mut unsent, &mut flushed), if !(unsent.is_empty() && flushed) => {
+                if let Err(e) = pushed {
+                    return End::Lost(e.to_string());
+                }
+            }
         }
     }
+}
+
+/// Writes over TLS; what is left when it is dropped half-way is in `unsent` and `flushed`.
+async fn push(
+    writer: &mut Writer,
+    unsent: &mut BytesMut,
+    flushed: &mut bool,
+) -> std::io::Result<()> {
+    if let Writer::Tls(stream) = writer {
+        *flushed = false;
+        while !unsent.is_empty() {
+            if stream.write_buf(unsent).await? == 0 {
+                return Err(std::io::ErrorKind::WriteZero.into());
+            }
+        }
+        stream.flush().await?;
+        *flushed = true;
+    }
+    Ok(())
 }
 
 /// Ends with `Ok` when a blocked socket takes more, never when it is not blocked.

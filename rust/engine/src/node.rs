@@ -620,7 +620,7 @@ impl State {
         }
         match expect {
             Expect::Command(Command::Heartbeat(_)) => {
-                return Err(format!("the heartbeat was refused: {text}"));
+                return Err(format!("{text} (answer to a heartbeat)"));
             }
             Expect::Command(command) => self.client.on_refused(&command, text),
             Expect::Call(id) => {
