@@ -36,15 +36,19 @@ def locked(template: str, make: Callable[[str], DistributedLock]) -> Decorator:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         if isinstance(function, classmethod | staticmethod):
             return cast("Callable[P, R]", type(function)(decorate(function.__func__)))
-        name_of = _binder(template, function)
-        if inspect.iscoroutinefunction(function):
-            return cast("Callable[P, R]", _asynchronous(function, name_of, make))
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        if (
+            not callable(function)
+            or inspect.isgeneratorfunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
             raise InvalidArgument(
                 "with_lock",
-                function.__qualname__,
+                getattr(function, "__qualname__", function),
                 "it must be a function or a coroutine function, not a generator",
             )
+        name_of = _binder(template, function)
+        if _is_asynchronous(function) or _is_asynchronous(type(function).__call__):
+            return cast("Callable[P, R]", _asynchronous(cast("Any", function), name_of, make))
 
         @functools.wraps(function)
         def synchronous(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -54,6 +58,13 @@ def locked(template: str, make: Callable[[str], DistributedLock]) -> Decorator:
         return synchronous
 
     return decorate
+
+
+def _is_asynchronous(function: Callable[..., Any]) -> bool:
+    # Before 3.12 only asyncio sees its own mark, which `_asynchronous` leaves.
+    return inspect.iscoroutinefunction(function) or (
+        sys.version_info < (3, 12) and asyncio.iscoroutinefunction(function)
+    )
 
 
 def _asynchronous(
@@ -97,7 +108,7 @@ def _binder(template: str, function: Callable[..., Any]) -> Callable[[tuple[Any,
     """How to fill the template from a call's arguments; refuses one that can't be filled."""
     where = getattr(function, "__qualname__", repr(function))
     try:
-        fields = [field for _, field, _, _ in _formatter.parse(template) if field is not None]
+        fields = _fields(template)
     except ValueError as error:
         raise InvalidArgument("template", template, f"write it like 'user:{{user_id}}' ({error})") from None
     if not fields:
@@ -123,6 +134,16 @@ def _binder(template: str, function: Callable[..., Any]) -> Callable[[tuple[Any,
             ) from error
 
     return name_of
+
+
+def _fields(template: str) -> list[str]:
+    found = []
+    for _, field, spec, conversion in _formatter.parse(template):
+        if field is not None:
+            found += [field, *_fields(spec or "")]
+            if conversion not in (None, "r", "s", "a"):
+                raise ValueError(f"unknown conversion {conversion!r}")
+    return found
 
 
 def _root(field: str) -> str:
