@@ -213,7 +213,9 @@ async def test_tls(tls: Proxy, certificates: Path, unique: str) -> None:
             await works(locks)
             tls.drop()
             await works(locks)
-            await asyncio.gather(*(locks.acquire_lock(f"n{n}").acquire() for n in range(200)))
+            many = [locks.acquire_lock(f"n{n}") for n in range(200)]
+            assert await asyncio.gather(*(lock.acquire() for lock in many)) == [True] * 200
+            await asyncio.gather(*(lock.release() for lock in many))
 
 
 async def test_a_certificate_that_does_not_fit(tls: Proxy, certificates: Path, unique: str) -> None:

@@ -102,7 +102,10 @@ class InvalidArgument(DotmacError, ValueError):
     code = "argument.invalid"
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
-        shown = repr(value[:_SHOWN]) if isinstance(value, str | bytes) else repr(value)
+        try:
+            shown = repr(value[:_SHOWN]) if isinstance(value, str | bytes) else repr(value)
+        except ValueError:  # an integer of more digits than Python writes out
+            shown = f"a {type(value).__name__} too long to show"
         if len(shown) > _SHOWN:
             shown = shown[:_SHOWN] + "…"
         super().__init__(f"{field}: {shown} is not allowed; {allowed}")

@@ -295,6 +295,8 @@ class Link:
                 shared = _process.engines[key] = _Shared(key)
                 _process.report()
             shared.users += 1
+            if self._shared is not None:
+                self.leases = {}  # those were the parent's
             self._shared, self._born = shared, _process.generation
             return shared
 
@@ -305,7 +307,7 @@ class Link:
             self._shared = None
             if shared is None:
                 return None
-            for lease in self.leases.values():
+            for lease in list(self.leases.values()):
                 lease.drop()
             self.leases.clear()
             shared.users -= 1

@@ -32,10 +32,9 @@ def check_name(name: Any, field: str = "name") -> str:
 
 def check_timeout(timeout: Any, field: str = "timeout") -> float:
     """A lease's length in seconds."""
-    if isinstance(timeout, Real) and not isinstance(timeout, bool):
-        seconds = float(timeout)
-        if SHORTEST_TIMEOUT <= seconds <= LONGEST_TIMEOUT:
-            return seconds
+    seconds = _seconds(timeout)
+    if SHORTEST_TIMEOUT <= seconds <= LONGEST_TIMEOUT:
+        return seconds
     raise InvalidArgument(
         field,
         timeout,
@@ -47,10 +46,9 @@ def check_patience(blocking_timeout: Any, field: str = "blocking_timeout") -> fl
     """How long to wait, in seconds; None for ever, 0 not at all."""
     if blocking_timeout is None:
         return None
-    if isinstance(blocking_timeout, Real) and not isinstance(blocking_timeout, bool):
-        seconds = float(blocking_timeout)
-        if seconds >= 0 and math.isfinite(seconds):
-            return min(seconds, LONGEST_TIMEOUT)
+    seconds = _seconds(blocking_timeout)
+    if 0 <= seconds < math.inf:
+        return min(seconds, LONGEST_TIMEOUT)
     raise InvalidArgument(
         field,
         blocking_timeout,
@@ -65,3 +63,13 @@ def check_on_lost(on_lost: Any) -> Literal["cancel", "flag"]:
     if on_lost == "flag":
         return "flag"
     raise InvalidArgument("on_lost", on_lost, 'it must be "cancel" or "flag"')
+
+
+def _seconds(value: Any) -> float:
+    """The number, or NaN, which is in no range."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

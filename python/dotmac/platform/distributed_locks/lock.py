@@ -12,6 +12,7 @@ import itertools
 import threading
 import time
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from dotmac.platform import _semconv
@@ -36,7 +37,7 @@ from dotmac.platform.observability import metrics, tracing
 from dotmac.platform.observability.unified_logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
     from dotmac.platform import _native
@@ -84,7 +85,10 @@ class LostSignal:
         if reason is None:
             future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             self._held.waiters.append(future)
-            reason = await future
+            try:
+                reason = await future
+            finally:
+                self._held.waiters.remove(future)
         return reason
 
 
@@ -94,6 +98,8 @@ class _Held:
     __slots__ = (
         "cancelled",
         "cancelling",
+        "entered",
+        "holder",
         "lease",
         "link",
         "name",
@@ -111,6 +117,9 @@ class _Held:
         self.link = link
         link.leases[lease.id] = lease
         self.side = side
+        # Kept, so that no later task gets the id of this one and is taken for the owner.
+        self.holder = _current_task()
+        self.entered = False
         self.task: asyncio.Task[Any] | None = None
         self.on_lost: Literal["cancel", "flag"] = "flag"
         self.cancelling = 0
@@ -130,8 +139,7 @@ class _Held:
         metrics.counter(_semconv.LOCK_LOSSES).add(1)
         _log.warning("lock lost", lock=self.name, reason=self.reason)
         for waiter in self.waiters:
-            if not waiter.done():
-                waiter.get_loop().call_soon_threadsafe(_resolve, waiter, self.reason)
+            _in_loop_of(waiter, _resolve, waiter, self.reason)
         if self.on_lost == "cancel" and self.task is not None:
             self.cancelled = True
             self.task.cancel(f"lock {self.name!r} lost: {self.reason}")
@@ -153,7 +161,20 @@ class _Held:
         self.link.leases.pop(self.lease.id, None)
         metrics.histogram(_semconv.LOCK_HOLD_DURATION).record(time.perf_counter() - self.since)
         for waiter in self.waiters:
-            waiter.get_loop().call_soon_threadsafe(waiter.cancel)
+            _in_loop_of(waiter, waiter.cancel)
+
+
+def _in_loop_of(future: asyncio.Future[str], callback: Callable[..., object], *args: object) -> None:
+    # A loop that was closed has nobody left who waits.
+    with suppress(RuntimeError):
+        future.get_loop().call_soon_threadsafe(callback, *args)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def _resolve(future: asyncio.Future[str], reason: str) -> None:
@@ -181,6 +202,7 @@ class DistributedLock:
 
     __slots__ = (
         "__weakref__",
+        "_by_hand",
         "_detect",
         "_fixed",
         "_held",
@@ -252,6 +274,8 @@ class DistributedLock:
         self._link, self.name, self.timeout, self._patience = link, name, timeout, patience
         self._fixed, self._on_lost, self._owner, self._detect = fixed, on_lost, owner, detect
         self._held: dict[str | int, _Held] = {}
+        # Scopes whose context is still open while its lock was given back by hand.
+        self._by_hand: set[str | int] = set()
 
     def __del__(self) -> None:
         # Nobody can give it back any more, and the engine would renew it for as long as the process lives.
@@ -265,9 +289,11 @@ class DistributedLock:
                 )
 
     def __repr__(self) -> str:
-        return (
-            f"<DistributedLock {self.name!r} timeout={self.timeout:g} {'held' if self.held else 'not held'}>"
-        )
+        try:
+            state = "held" if self.held else "not held"
+        except ForkedHandle:
+            state = "held by the parent process"
+        return f"<DistributedLock {self.name!r} timeout={self.timeout:g} {state}>"
 
     # ---- what is known of it
 
@@ -325,11 +351,6 @@ class DistributedLock:
         """
         held = self._take()
         side = await self._link.side()
-        if side.loop is not getattr(held.side, "loop", None):
-            held.lease.drop()
-            if held.loss() is not None:
-                raise self._lost_error(held)
-            return
         self._released(held, await side.bridge.release(held.lease))
 
     async def extend(self, timeout: float | None = None) -> None:
@@ -348,6 +369,7 @@ class DistributedLock:
         held = await self._acquire(self._patience)
         held.task, held.on_lost = task, self._on_lost
         held.cancelling = 0 if task is None else task.cancelling()
+        held.entered = True
         if held.loss() is not None:
             # Lost between the grant and here.
             self._take()
@@ -357,14 +379,13 @@ class DistributedLock:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        held = self._held.pop(self._scope(), None)
-        if held is None:  # released by hand in the body
+        held = self._leave()
+        if held is None:
             return
-        held.task = None
+        task, held.task = held.task, None
         held.settle()
-        if held.cancelled and held.side is not None:
-            task = asyncio.current_task()
-            ours = task is not None and task.uncancel() <= held.cancelling
+        if held.cancelled and task is not None and task is asyncio.current_task():
+            ours = task.uncancel() <= held.cancelling
             if ours and isinstance(error, asyncio.CancelledError):
                 raise self._lost_error(held) from error
         if held.loss() is not None:
@@ -373,8 +394,7 @@ class DistributedLock:
             return
         side = held.side
         if side is None or side.loop is not asyncio.get_running_loop():
-            held.lease.drop()
-            return
+            side = await self._link.side()
         result = await side.bridge.release(held.lease)
         if result is True:
             return
@@ -406,13 +426,13 @@ class DistributedLock:
 
     def __enter__(self) -> Self:
         _refuse_in_loop(self.name)
-        self._acquire_sync(self._patience)
+        self._acquire_sync(self._patience).entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        held = self._held.pop(self._scope(), None)
+        held = self._leave()
         if held is None:
             return
         held.settle()
@@ -443,10 +463,7 @@ class DistributedLock:
         """Who is asking: a task, a thread, or the token that was given."""
         if self._owner is not None:
             return f"={self._owner}"
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            task = None
+        task = _current_task()
         if task is not None:
             return id(task)
         number: int | None = getattr(_thread, "number", None)
@@ -475,7 +492,22 @@ class DistributedLock:
             raise LockNotOwned(f"lock {self.name!r} is not held by this object")
         for scope in [scope for scope, known in self._held.items() if known is held]:
             del self._held[scope]
+            if held.entered:
+                self._by_hand.add(scope)
         held.settle()
+        return held
+
+    def _leave(self) -> _Held | None:
+        """The holding whose context ends here; None if it was given back by hand before."""
+        scope = self._scope()
+        held = self._held.pop(scope, None)
+        if held is None and scope in self._by_hand:
+            self._by_hand.remove(scope)
+        elif held is None:
+            # Entered in another task or thread, as fixtures and dependencies are.
+            for other, known in list(self._held.items()):
+                if known.entered:
+                    return self._held.pop(other)
         return held
 
     def _lost_error(self, held: _Held) -> LockLost:
@@ -483,6 +515,7 @@ class DistributedLock:
 
     def _before(self, patience: float | None) -> tuple[str | int, tuple[str, int, bool, bool, int | None]]:
         scope = self._scope()
+        self._by_hand.discard(scope)
         before = self._held.get(scope)
         if before is not None and before.loss() is not None:
             # A holding that was lost and never given back ends when the lock is asked for again.
