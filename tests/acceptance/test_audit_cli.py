@@ -1,7 +1,7 @@
 """`dotmac db` and `dotmac audit` as whole processes.
 
 Promises: exit codes 0, 1 and 2 mean what they should; upgrade, status, import (twice), query with filters,
-pages and JSON, and tail work on a real database; errors are one sentence on standard error, never a traceback.
+pages and JSON, and tail work on a real database; errors are a sentence on standard error, never a traceback.
 """
 
 from __future__ import annotations

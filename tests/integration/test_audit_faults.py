@@ -3,8 +3,8 @@
 Promises:
 - what was acknowledged is stored, once: PostgreSQL killed right after the acknowledgement, killed and
   restarted under load, and the connection cut in the middle of the stream again and again;
-- a database that is away gives a typed error within the timeout, at the start and later, and the trail goes on
-  by itself once it is back; the back-pressure bound gives a typed error too;
+- a database that is away gives a typed error within the timeout, at the start and later, and the trail goes
+  on by itself once it is back; the back-pressure bound gives a typed error too;
 - cancelled callers neither lose the events of others nor leave them waiting;
 - one aggregator works in several event loops one after another without aclose(), in two threads at once, and
   in a forked child, which leaves the parent's connections alone.
@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
+import uvloop
 
 from dotmac.platform.audit_trail import AuditAggregator
 from dotmac.platform.connection.embedded import EmbeddedPostgres
@@ -65,6 +66,11 @@ async def until(condition):
         await asyncio.sleep(0.01)
 
 
+async def until_grown(items, by=500):
+    aim = len(items) + by
+    await until(lambda: len(items) >= aim)
+
+
 async def load(audit, tenant, stop, acknowledged, refused):
     while not stop.is_set():
         try:
@@ -78,10 +84,10 @@ async def test_killed_and_restarted_under_load(server, unique):
     async with AuditAggregator(server.url, timeout=20) as audit:
         tasks = [asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(50)]
         for _ in range(3):
-            await until(lambda aim=len(acknowledged) + 500: len(acknowledged) >= aim)
+            await until_grown(acknowledged)
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(server.restart)
-        await until(lambda aim=len(acknowledged) + 500: len(acknowledged) >= aim)
+        await until_grown(acknowledged)
         stop.set()
         await asyncio.gather(*tasks)
     stored = await stored_ids(server.url, unique)
@@ -261,14 +267,19 @@ async def test_cancelled_callers_hurt_nobody(server, unique):
     assert len(stored) == len(set(stored))
 
 
-def test_several_loops_one_after_another_without_closing(server, unique):
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_several_loops_one_after_another_without_closing(server, unique, new_loop):
     audit = AuditAggregator(server.url)
 
     async def once():
         await asyncio.gather(*(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(5)))
         return await audit.count_events(tenant_id=unique)
 
-    assert [asyncio.run(once()) for _ in range(4)] == [5, 10, 15, 20]
+    counts = []
+    for _ in range(4):
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            counts.append(runner.run(once()))
+    assert counts == [5, 10, 15, 20]
 
 
 def test_two_threads_with_loops_at_once(server, unique):

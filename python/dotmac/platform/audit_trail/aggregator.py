@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -13,7 +14,7 @@ from weakref import WeakKeyDictionary
 from dotmac.platform import _semconv
 from dotmac.platform.audit_trail import query, schema
 from dotmac.platform.audit_trail.database import Database, Settings, meaning
-from dotmac.platform.audit_trail.entry import Row, make_row
+from dotmac.platform.audit_trail.entry import MAX_TEXT, Row, make_row
 from dotmac.platform.audit_trail.ids import IdSource, time_of
 from dotmac.platform.audit_trail.models import AuditCategory, AuditEvent, AuditLevel, AuditOutcome
 from dotmac.platform.audit_trail.query import EventPage, Filters, Order
@@ -583,12 +584,18 @@ def _plain(url: Any) -> str | None:
 
 
 def _guess_outcome(action: object) -> AuditOutcome:
-    if isinstance(action, str):
-        words = set("".join(letter if letter.isalnum() else " " for letter in action.lower()).split())
-        if words & _FAILED_WORDS:
-            return AuditOutcome.FAILURE
-        if words & _DENIED_WORDS:
-            return AuditOutcome.DENIED
+    if isinstance(action, str) and len(action) <= MAX_TEXT:
+        return _outcome_of(str(action))
+    return AuditOutcome.SUCCESS
+
+
+@lru_cache(maxsize=4096)
+def _outcome_of(action: str) -> AuditOutcome:
+    words = set("".join(letter if letter.isalnum() else " " for letter in action.lower()).split())
+    if words & _FAILED_WORDS:
+        return AuditOutcome.FAILURE
+    if words & _DENIED_WORDS:
+        return AuditOutcome.DENIED
     return AuditOutcome.SUCCESS
 
 

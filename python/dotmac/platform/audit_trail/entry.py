@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -26,6 +27,8 @@ MAX_METADATA_BYTES = 1 << 20
 MAX_DEPTH = 32
 _AHEAD = timedelta(days=1)
 _SHOWN = 60
+_LONGEST_ADDRESS = 128
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class Row(NamedTuple):
@@ -110,16 +113,20 @@ def parse_address(value: object) -> str | None:
     (`::ffff:10.0.0.7`) becomes the IPv4 address, so that one peer has one name.
     """
     if isinstance(value, str):
-        try:
-            found = ipaddress.ip_address(value.partition("%")[0])
-        except ValueError:
-            return None
-    elif isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
-        found = value
-    else:
+        return _plain_address(value) if len(value) <= _LONGEST_ADDRESS else None
+    if isinstance(value, ipaddress.IPv4Address | ipaddress.IPv6Address):
+        return _plain_address(str(value))
+    return None
+
+
+@lru_cache(maxsize=4096)  # the same peers come again and again, and parsing costs more than all else here
+def _plain_address(value: str) -> str | None:
+    try:
+        found = ipaddress.ip_address(value.partition("%")[0])
+    except ValueError:
         return None
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped or found).partition("%")[0]
+    return str(mapped or found)
 
 
 def aware(field: str, value: object) -> datetime:
@@ -195,7 +202,7 @@ def _metadata(value: object) -> tuple[Mapping[str, Any], str]:
     if not isinstance(value, Mapping):
         raise _bad("metadata", value, "give a mapping with string keys")
     plain = _plain("metadata", value, 0)
-    encoded = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    encoded = _ENCODER.encode(plain)
     size = len(encoded.encode())
     if size > MAX_METADATA_BYTES:
         raise InvalidEvent(
