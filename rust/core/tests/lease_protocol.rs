@@ -1,7 +1,8 @@
 //! Random schedules of the lock protocol: real clients, the server's scripts as a model, and a bad day between them.
 //!
-//! Promises proved here, over lost connections with late commands, delays, paused processes and servers, clock steps,
-//! refused commands, fixed and renewed leases, extensions, and cancellations at any moment:
+//! Promises proved here, over lost connections with late commands, delays, pushes that overtake answers, paused
+//! processes and servers, clock steps, refused commands, fixed and renewed leases, extensions, and cancellations at
+//! any moment:
 //! - no two clients believe in one lock at the same time; where the server lost its data, only until the older one
 //!   hears of it or its own deadline passes;
 //! - fencing tokens of successive holders increase, also over lost data;

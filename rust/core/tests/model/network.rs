@@ -54,6 +54,17 @@ pub struct Connection {
     pub(super) last_up: Micros,
     pub(super) last_down: Micros,
     pub(super) inboxes: BTreeSet<String>,
+    /// Where pushes go, if they have a connection of their own: they overtake answers, and the other way round.
+    pub(super) pushes: Option<u64>,
+}
+
+impl Connection {
+    fn of(client: usize) -> Self {
+        Self {
+            client,
+            ..Self::default()
+        }
+    }
 }
 
 impl World {
@@ -102,6 +113,7 @@ impl World {
         };
         connection.cut = true;
         connection.down.clear();
+        let pushes = connection.pushes;
         let arrive = self.chance.usize(..=connection.up.len());
         let ghost = Connection {
             client: i,
@@ -111,6 +123,9 @@ impl World {
         };
         connection.up.clear();
         let last = connection.last_up;
+        if let Some(pushes) = pushes {
+            self.connections.remove(&pushes);
+        }
         self.serial += 1;
         let ghost_number = self.serial;
         self.connections.insert(ghost_number, ghost);
@@ -161,10 +176,12 @@ impl World {
             Happening::Connect(i) => {
                 self.serial += 1;
                 let number = self.serial;
-                let connection = Connection {
-                    client: i,
-                    ..Connection::default()
-                };
+                let mut connection = Connection::of(i);
+                if self.two_connections {
+                    self.serial += 1;
+                    connection.pushes = Some(self.serial);
+                    self.connections.insert(self.serial, Connection::of(i));
+                }
                 self.connections.insert(number, connection);
                 let process = &mut self.processes[i];
                 process.connection = Some(number);
@@ -240,7 +257,7 @@ impl World {
                 .connections
                 .iter()
                 .filter(|(_, c)| c.inboxes.contains(push.sid()))
-                .map(|(number, _)| *number)
+                .map(|(number, c)| c.pushes.unwrap_or(*number))
                 .collect();
             for inbox in inboxes {
                 self.answer(inbox, Answer::Push(push.clone()));

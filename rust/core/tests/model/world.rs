@@ -131,6 +131,8 @@ pub struct World {
     pub(super) agenda: BTreeMap<(Micros, u64), Happening>,
     pub(super) serial: u64,
     pub(super) faults: bool,
+    /// Pushes have connections of their own.
+    pub(super) two_connections: bool,
     /// Calls that have no final event yet.
     pub(super) open: BTreeSet<u64>,
     pub(super) last_fence: BTreeMap<Arc<str>, u64>,
@@ -177,6 +179,7 @@ impl World {
             agenda: BTreeMap::new(),
             serial: 0,
             faults: true,
+            two_connections: seed % 2 == 1,
             open: BTreeSet::new(),
             last_fence: BTreeMap::new(),
             believed: BTreeMap::new(),
