@@ -226,8 +226,10 @@ async def test_a_choice_sends_nothing_to_the_server(registry: ServiceRegistry, v
 
         before, beats = calls(), registry.stats()["heartbeats"]
         first = await registry.get_service("api")
+        picks = registry.stats()["picks"]
         for _ in range(2_000):
             assert await registry.get_service("api") is first
+        assert registry.stats()["picks"] == picks + 2_000, "each is counted, where it costs nothing"
         used = calls() - before
         # What the process sends anyway: a heartbeat and a sweep per second, each a dozen commands at most.
         assert used <= 60 * (registry.stats()["heartbeats"] - beats + 1), used

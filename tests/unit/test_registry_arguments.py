@@ -12,8 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dotmac.platform import _native
 from dotmac.platform.errors import InvalidArgument
-from dotmac.platform.service_registry import ServiceInstance, ServiceRegistry, ServiceRegistryConfig
+from dotmac.platform.service_registry import (
+    LoadBalancingStrategy,
+    ServiceInstance,
+    ServiceRegistry,
+    ServiceRegistryConfig,
+)
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -167,3 +173,10 @@ def test_a_record_survives_the_way_to_the_server_and_back(
 def test_a_field_of_a_later_version_is_left_out() -> None:
     record = ServiceInstance("i", "api", "1", "h", 80).to_record()[:-1] + ',"colour":"red"}'
     assert ServiceInstance.from_record(record, True, 0).id == "i"
+
+
+def test_every_strategy_of_the_settings_is_known_to_the_extension() -> None:
+    assert [strategy.value for strategy in LoadBalancingStrategy] == list(_native.STRATEGIES)
+    for strategy in LoadBalancingStrategy:
+        config = ServiceRegistryConfig(load_balancing_strategy=strategy)
+        assert ServiceRegistry(NOWHERE, config=config)._directory.strategy == strategy.value

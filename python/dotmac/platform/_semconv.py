@@ -64,6 +64,7 @@ REGISTRY_REGISTRATIONS: Final = "dotmac.registry.registrations"
 REGISTRY_DEREGISTRATIONS: Final = "dotmac.registry.deregistrations"
 REGISTRY_REREGISTRATIONS: Final = "dotmac.registry.reregistrations"
 REGISTRY_DISCOVERIES: Final = "dotmac.registry.discoveries"
+REGISTRY_PICKS: Final = "dotmac.registry.picks"
 REGISTRY_HEALTH_CHECKS: Final = "dotmac.registry.health_checks"
 REGISTRY_HEALTH_DURATION: Final = "dotmac.registry.health_check.duration"
 
@@ -98,6 +99,7 @@ METRICS: Final[dict[str, Metric]] = {
     REGISTRY_DEREGISTRATIONS: Metric("counter", "{registration}", "Instances deregistered."),
     REGISTRY_REREGISTRATIONS: Metric("counter", "{registration}", "Instances registered anew after a loss."),
     REGISTRY_DISCOVERIES: Metric("counter", "{discovery}", "Lookups of a service's instances."),
+    REGISTRY_PICKS: Metric("counter", "{pick}", "Instances chosen by get_service, pick and use_service."),
     REGISTRY_HEALTH_CHECKS: Metric("counter", "{check}", "Health checks made."),
     REGISTRY_HEALTH_DURATION: Metric("histogram", "s", "Duration of one health check."),
     AUDIT_EVENTS: Metric("counter", "{event}", "Audit events stored."),

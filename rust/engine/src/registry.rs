@@ -174,6 +174,11 @@ impl Registry {
         self.bound.values().filter(|b| !b.leaving).count()
     }
 
+    /// How often an instance was chosen, over all services.
+    pub fn picks(&self) -> u64 {
+        self.watched.values().map(|f| f.watch.picks()).sum()
+    }
+
     /// What a request leads to.
     pub fn request(&mut self, request: &Request) -> Step {
         match request {

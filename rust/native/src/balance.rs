@@ -215,6 +215,7 @@ impl Picker {
             self.refresh(py)?;
             cached = guard(&self.cached);
         }
+        self.service.get().watch.count_pick();
         Ok(self
             .balancer
             .pick(&cached.subset.candidates, nanos)

@@ -201,9 +201,11 @@ impl EngineHandle {
         let (counts, open, held) = (state.counts, state.open(), state.client.held());
         let (unanswered, sid) = (state.client.unanswered(), state.client.session.sid());
         let (registered, registry) = (state.registry.registered(), state.registry.counts);
+        let picks = state.registry.picks();
         drop(state);
         let found = PyDict::new(py);
         found.set_item("registered", registered)?;
+        found.set_item("picks", picks)?;
         found.set_item("reregistered", registry.reregistered)?;
         found.set_item("taken_over", registry.taken_over)?;
         found.set_item("registry_fetches", registry.fetches)?;

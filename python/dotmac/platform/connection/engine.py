@@ -138,7 +138,7 @@ class _Process:
         self.lock = threading.Lock()
         self.engines: dict[tuple[RedisTarget, str], _Shared] = {}
         self.of_parents: list[Any] = []
-        self.before = {"heartbeats": 0, "late_heartbeats": 0, "reregistered": 0}
+        self.before = {"heartbeats": 0, "late_heartbeats": 0, "reregistered": 0, "picks": 0}
         self.reported = False
 
     def count(self, what: str) -> int:
@@ -153,6 +153,7 @@ class _Process:
             metrics.observe(_semconv.LOCK_HEARTBEATS, lambda: self.count("heartbeats"))
             metrics.observe(_semconv.LOCK_LATE_HEARTBEATS, lambda: self.count("late_heartbeats"))
             metrics.observe(_semconv.REGISTRY_REREGISTRATIONS, lambda: self.count("reregistered"))
+            metrics.observe(_semconv.REGISTRY_PICKS, lambda: self.count("picks"))
 
     def in_child(self) -> None:
         self.lock = threading.Lock()

@@ -17,6 +17,8 @@ class LoadBalancingStrategy(StrEnum):
     ROUND_ROBIN = "round_robin"
     RANDOM = "random"
     LEAST_CONNECTIONS = "least_connections"
+    POWER_OF_TWO = "power_of_two"
+    PEAK_EWMA = "peak_ewma"
 
 
 class ServiceRegistryConfig(Section):

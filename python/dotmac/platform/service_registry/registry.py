@@ -127,7 +127,7 @@ class ServiceRegistry:
 
     # ---- registration
 
-    async def register_service(  # noqa: PLR0917 - the guide's order
+    async def register_service(
         self,
         name: str,
         version: str,

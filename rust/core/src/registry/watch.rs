@@ -45,6 +45,7 @@ pub enum Verdict {
 pub struct Watch {
     generation: AtomicU64,
     stale: AtomicBool,
+    picks: AtomicU64,
     current: Mutex<Arc<Snapshot>>,
 }
 
@@ -66,6 +67,16 @@ impl Watch {
     /// Whether the snapshot may be out of date, because the server is away or lost its data.
     pub fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Relaxed)
+    }
+
+    /// One of its instances was chosen.
+    pub fn count_pick(&self) {
+        self.picks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often one of its instances was chosen.
+    pub fn picks(&self) -> u64 {
+        self.picks.load(Ordering::Relaxed)
     }
 
     /// The server went away: what is known still serves, and is marked.
