@@ -2,7 +2,8 @@
 
 - what one process registers, another finds; it leaves the rotation at once when it ends by itself, after its
   ttl when it is killed; active health checks are faster than a long ttl;
-- a process whose interpreter is blocked for several ttls stays registered;
+- a process whose interpreter is blocked for several ttls stays registered; one that was stopped as a whole is
+  back as soon as it goes on;
 - after a fork the child's registry is its own: it neither keeps nor ends what the parent registered;
 - `dotmac services list` shows what is registered.
 """
@@ -170,6 +171,23 @@ async def test_a_blocked_interpreter_keeps_its_registration(
         await asyncio.sleep(0.05)
     assert await awake == "awake\n"
     assert await ports(watcher) == {port}
+
+
+async def test_a_stopped_process_is_back_when_it_goes_on(workers: Workers, watcher: ServiceRegistry) -> None:
+    worker, port = workers.start(ttl=1)
+    assert await ports(watcher) == {port}
+    worker.send_signal(signal.SIGSTOP)
+
+    async def gone() -> bool:
+        return await ports(watcher) == set()
+
+    await until(gone, within=15)
+    worker.send_signal(signal.SIGCONT)
+
+    async def back() -> bool:
+        return await ports(watcher) == {port}
+
+    assert await until(back, within=15) < 5
 
 
 FORK = """
