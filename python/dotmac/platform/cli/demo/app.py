@@ -1,0 +1,1 @@
+../../../../../examples/fastapi_app/app.py
