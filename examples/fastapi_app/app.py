@@ -1,6 +1,6 @@
 """A FastAPI service that registers itself, audits who did what, and keeps updates of one user apart.
 
-Several processes of it share the users in PostgreSQL, find each other in the registry and lock each other out.
+Several processes of it share the users in PostgreSQL, stand in the registry and lock each other out.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ HOST = os.environ.get("HOST", "127.0.0.1")
 PORT = int(os.environ.get("PORT", "8000"))
 TABLES = """
     CREATE TABLE IF NOT EXISTS users (
-        id text PRIMARY KEY, salt bytea NOT NULL, password bytea NOT NULL, profile jsonb NOT NULL DEFAULT '{}');
+        id text PRIMARY KEY, salt bytea NOT NULL, password bytea NOT NULL,
+        profile jsonb NOT NULL DEFAULT '{}');
     CREATE TABLE IF NOT EXISTS tokens (digest bytea PRIMARY KEY, user_id text NOT NULL REFERENCES users);
 """
 
@@ -162,11 +163,14 @@ async def get_user(user_id: str, pool: Users, me: CurrentUser) -> dict[str, Any]
 
 
 @app.put("/users/{user_id}")
-@locks.with_lock("user:{user_id}", timeout=30.0)
+@locks.with_lock("user:{user_id}", timeout=5.0)
 async def update_user(
     user_id: str, data: Annotated[dict[str, Any], Body()], pool: Users, me: CurrentUser
 ) -> dict[str, Any]:
-    """Change some fields of a profile and count the change; reading and writing are safe between the two."""
+    """Change some fields of a profile and count the change; nobody else changes it in between.
+
+    A lease of 5 s is kept up for as long as this takes; if the process dies, others wait that long.
+    """
     profile = await read_profile(pool, user_id)
     profile |= data | {"changes": profile.get("changes", 0) + 1}
     await pool.execute("UPDATE users SET profile = $2 WHERE id = $1", user_id, json.dumps(profile))

@@ -48,8 +48,8 @@ async def run(report: Report, locks: DistributedLockManager, env: Mapping[str, s
         after = await woke
         report.claim(
             taken == 0 and tries >= _FEWEST_TRIES,
-            f"while process {holder.pid} blocked its event loop for {after['blocked']:.1f} s under a lease of "
-            f"{LEASE:g} s, this process tried {tries} times to take the lock and got it {taken} times",
+            f"while process {holder.pid} blocked its event loop for {after['blocked']:.1f} s under a lease "
+            f"of {LEASE:g} s, this process tried {tries} times to take the lock and got it {taken} times",
         )
         report.claim(
             bool(after["held"]) and after["fence"] == held["fence"],

@@ -6,21 +6,25 @@ import asyncio
 import importlib.util
 import os
 import signal
-import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from dotmac.platform.cli.output import show_json
 from dotmac.platform.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from dotmac.platform.cli.demo.report import Report
 
 __all__ = ["demo"]
 
 # A run takes less than one minute of this on two cores; whatever hangs must not hang for ever.
 _LIMIT = 600.0
+_PIPE_WIDTH = 140
 _SECTIONS = ("SERVICE_REGISTRY_", "AUDIT_TRAIL_", "DISTRIBUTED_LOCKS_")
 
 
@@ -44,8 +48,9 @@ def demo(
             )
     from dotmac.platform.cli.demo.report import Report
 
-    # A pipe has no width: let no sentence be cut there.
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH  # for the tables
     found = Report(console)
     (report / "logs").mkdir(parents=True, exist_ok=True)
     try:
@@ -57,7 +62,7 @@ def demo(
     console.print(f"\nreport: {report / 'report.md'} and {report / 'report.json'}", markup=False)
     if found.broken:
         for text in found.broken:
-            console.print(f"[red]broken:[/red] {text}", markup=True)
+            console.print(f"[red]broken:[/red] {escape(text)}")
         raise typer.Exit(1)
     console.print("[green]every claim holds[/green]")
 
@@ -86,9 +91,7 @@ async def _parts(found: Report, events: Path | None, logs: Path, stack: AsyncExi
     env = _environment(valkey.url, postgres.url)
     registry = await stack.enter_async_context(ServiceRegistry(redis_url=valkey.url))
     locks = await stack.enter_async_context(DistributedLockManager(redis_url=valkey.url))
-    audit = await stack.enter_async_context(
-        AuditAggregator(postgres_url=postgres.url, redis_url=valkey.url)
-    )
+    audit = await stack.enter_async_context(AuditAggregator(postgres_url=postgres.url, redis_url=valkey.url))
     await audit.migrate()
 
     found.section("Traffic through discovery and balancing; one process is killed")

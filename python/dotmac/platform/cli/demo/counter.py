@@ -56,7 +56,9 @@ async def run(report: Report, env: Mapping[str, str]) -> None:
             waits = [await one.answer() for one in workers]
             for wait in (wait for of_one in waits for wait in of_one):
                 report.timed(f"lock wait, {PROCESSES} processes contending", wait)
-        values = {row["name"]: row["value"] for row in await database.fetch("SELECT name, value FROM counter")}
+        values = {
+            row["name"]: row["value"] for row in await database.fetch("SELECT name, value FROM counter")
+        }
         log = await database.fetch("SELECT value FROM counter_log ORDER BY fence")
     total = PROCESSES * INCREMENTS
     report.note(
@@ -69,7 +71,8 @@ async def run(report: Report, env: Mapping[str, str]) -> None:
     )
     report.claim(
         [row["value"] for row in log] == list(range(1, total + 1)),
-        f"in the order of the {len(log)} fencing tokens the values are 1, 2, … {total}: holders never overlapped",
+        f"in the order of the {len(log)} fencing tokens the values are 1, 2, … {total}: "
+        "holders never overlapped",
     )
 
 

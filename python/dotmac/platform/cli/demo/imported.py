@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from dotmac.platform.audit_trail import import_events
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dotmac.platform.audit_trail import AuditAggregator
+    from dotmac.platform.audit_trail.importer import Flagged
     from dotmac.platform.cli.demo.report import Report
 
 __all__ = ["run"]
@@ -46,9 +46,7 @@ async def run(report: Report, audit: AuditAggregator, path: Path) -> None:
             [(address, f"{count:,}", *_flagged(done.flagged.get(address))) for address, count in attackers],
         )
     found = [
-        await audit.count_events(
-            end_time=datetime.now(UTC), ip_address=address, outcome=["FAILURE", "DENIED"], actions=["ssh*"]
-        )
+        await audit.count_events(ip_address=address, outcome=["FAILURE", "DENIED"], actions=["ssh.*"])
         for address, _ in attackers
     ]
     report.claim(
@@ -56,3 +54,9 @@ async def run(report: Report, audit: AuditAggregator, path: Path) -> None:
         f"the database has as many failures of each of the {len(attackers)} addresses",
     )
     report.note(f"{done.anomalies:,} events of {len(done.flagged)} addresses were flagged as anomalies")
+
+
+def _flagged(one: Flagged | None) -> tuple[str, str, str]:
+    if one is None:
+        return "0", "", ""
+    return f"{one.events:,}", f"{one.score:.2f}", one.reasons[0] if one.reasons else ""

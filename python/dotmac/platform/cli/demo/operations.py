@@ -47,5 +47,6 @@ async def run(
     page = await audit.query_events(actions=["demo.timed"], order="asc", limit=10_000)
     report.timed("audit query_events, one page", time.perf_counter() - began)
     report.claim(
-        [event.id for event in page] == ids, f"{len(page)} events were found again, in the order of their logging"
+        [event.id for event in page] == ids,
+        f"{len(page)} events were found again, in the order of their logging",
     )

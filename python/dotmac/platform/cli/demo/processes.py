@@ -1,4 +1,4 @@
-"""Other processes: web servers on sockets that this process has opened, and workers that talk in JSON lines."""
+"""Other processes: web servers on sockets opened here, and workers that talk in lines of JSON."""
 
 from __future__ import annotations
 

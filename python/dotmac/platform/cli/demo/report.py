@@ -132,12 +132,17 @@ def _markdown(told: dict[str, Any]) -> str:
     lines = [
         "# Demo report",
         "",
-        f"dotmac-platform {told['version']}, Python {told['python']}, {told['machine']}; "
-        f"{told['seconds']} s. {verdict}",
+        f"dotmac-platform {told['version']}, Python {told['python']}, {told['machine']}",
+        "",
+        f"{told['seconds']} s",
+        "",
+        verdict,
     ]
     for part in told["sections"]:
         lines += ["", f"## {part['title']}", ""]
-        lines += [f"- {'✔' if claim['holds'] else '✘ **broken:**'} {claim['text']}" for claim in part["claims"]]
+        lines += [
+            f"- {'✔' if claim['holds'] else '✘ **broken:**'} {claim['text']}" for claim in part["claims"]
+        ]
         lines += [f"- {note}" for note in part["notes"]]
         for table in part["tables"]:
             lines += ["", _row(table["columns"]), _row("---" for _ in table["columns"])]

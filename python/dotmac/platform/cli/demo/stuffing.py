@@ -54,7 +54,8 @@ async def run(report: Report, registry: ServiceRegistry, audit: AuditAggregator)
         worst = max(flagged, key=lambda event: event.anomaly_score or 0)
         report.claim(
             any(ATTACKER in reason for reason in worst.anomaly_reasons),
-            f"the worst has score {worst.anomaly_score:.2f} and the reasons: {'; '.join(worst.anomaly_reasons)}",
+            f"the worst has score {worst.anomaly_score:.2f} and the reasons: "
+            + " | ".join(worst.anomaly_reasons),
         )
         first = attempts.index(flagged[0]) + 1
         report.note(f"the first that was flagged was attempt {first}")

@@ -17,6 +17,7 @@ from dotmac.platform.cli.demo.processes import Server, serve, until
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+    from typing import Self
 
     from dotmac.platform.cli.demo.report import Report
     from dotmac.platform.service_registry import ServiceInstance, ServiceRegistry
@@ -30,7 +31,10 @@ USERS = [f"user{number:02}" for number in range(12)]
 _CLIENTS = 12
 _BEFORE_KILL = 900
 _AFTER_LEAVING = 300
-# A registration ends with its ttl, give or take one look of the sweep and the way of the news.
+# Longer than the lease of a lock that the killed process may have held.
+_PATIENCE = 20.0
+# Health checks are quicker as a rule; without them a registration ends with its ttl, give or take one look of
+# the sweep and the way of the news.
 _LEFT_WITHIN = TTL + 3.0
 
 
@@ -62,14 +66,16 @@ class Fleet:
         self._env = {
             **env,
             "APP_NAME": SERVICE,
+            "DISTRIBUTED_LOCKS_DEFAULT_TIMEOUT": "5",
             "SERVICE_REGISTRY_DEFAULT_TTL": str(TTL),
-            "SERVICE_REGISTRY_HEALTH_CHECK_INTERVAL": "1",
+            "SERVICE_REGISTRY_HEALTH_CHECK_INTERVAL": "0.5",
+            "SERVICE_REGISTRY_HEALTH_CHECK_FALL": "2",
         }
         self._stack = ExitStack()
         self._servers: list[Server] = []
         self._calls: list[_Call] = []
 
-    async def __aenter__(self) -> Fleet:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -97,7 +103,7 @@ class Fleet:
 
     async def run(self) -> None:
         """Send traffic, kill one process, go on; check what became of every request."""
-        async with httpx.AsyncClient(timeout=10.0) as client:
+        async with httpx.AsyncClient(timeout=_PATIENCE) as client:
             for user in USERS:
                 credentials = {"username": user, "password": password_of(user)}
                 async with self._registry.use_service(SERVICE) as instance:
@@ -110,12 +116,12 @@ class Fleet:
                 for number in range(_CLIENTS):
                     group.create_task(self._client(client, number, stop))
                 try:
-                    victim, killed, left = await self._kill_one()
+                    victim, killed, left, why = await self._kill_one()
                     enough = len(self._calls) + _AFTER_LEAVING
                     await until(lambda: len(self._calls) >= enough, "traffic after the kill")
                 finally:
                     stop.set()
-            self._judge(victim, killed, left)
+            self._judge(victim, killed, left, why)
             await self._judge_updates(client)
 
     async def _client(self, client: httpx.AsyncClient, number: int, stop: asyncio.Event) -> None:
@@ -143,8 +149,8 @@ class Fleet:
             assert instance is not None
             self._calls.append(_Call(began, instance.id, operation, failed))
 
-    async def _kill_one(self) -> tuple[str, float, float]:
-        """Returns the instance, when it was killed, and when the registry no longer offered it."""
+    async def _kill_one(self) -> tuple[str, float, float, str]:
+        """Returns the instance, when it was killed, when the registry no longer offered it, and why."""
         await until(lambda: len(self._calls) >= _BEFORE_KILL, "traffic before the kill")
         server = self._servers[0]
         found = await self._registry.discover_services(SERVICE)
@@ -157,9 +163,12 @@ class Fleet:
             return victim not in {instance.id for instance in found}
 
         await until(gone, "the killed process leaves the rotation", step=0.005)
-        return victim, killed, time.monotonic()
+        left = time.monotonic()
+        known = await self._registry.discover_services(SERVICE, healthy_only=False)
+        unhealthy = victim in {instance.id for instance in known}
+        return victim, killed, left, "two health checks failed" if unhealthy else "its registration ended"
 
-    def _judge(self, victim: str, killed: float, left: float) -> None:
+    def _judge(self, victim: str, killed: float, left: float, why: str) -> None:
         before = [call for call in self._calls if call.began < killed]
         shares = Counter(call.instance for call in before)
         failed = [call for call in self._calls if call.failed]
@@ -176,13 +185,13 @@ class Fleet:
         claim(
             {call.instance for call in failed} <= {victim},
             f"only requests to the killed process failed: {len(failed)} of {len(self._calls):,} in all; "
-            f"{len(on_the_way)} were on their way to it, {len(failed) - len(on_the_way)} of {len(meanwhile):,} "
-            "were sent to it before it left the rotation",
+            f"{len(on_the_way)} were on their way to it, {len(failed) - len(on_the_way)} of "
+            f"{len(meanwhile):,} were sent to it before it left the rotation",
         )
         claim(
             left - killed < _LEFT_WITHIN,
             f"the killed process left the rotation {left - killed:.2f} s after SIGKILL "
-            f"(its registration had a ttl of {TTL:g} s)",
+            f"({why}; ttl {TTL:g} s, health checks every 0.5 s)",
         )
         claim(
             not any(call.failed or call.instance == victim for call in late),
