@@ -1,8 +1,8 @@
 """The demo.
 
-Promises: it runs every part on servers of its own, imports a log, finds every claim true, leaves a report as JSON
-and Markdown, no process and no server behind, and exits 0; a claim that does not hold is named and the exit code
-is 1; percentiles are those of the nearest rank.
+Promises: it runs every part on servers of its own, imports a log, finds every claim true, leaves a report as
+JSON and Markdown and no process behind, and exits 0; a claim that does not hold is named and the exit code is
+1; percentiles are those of the nearest rank.
 """
 
 from __future__ import annotations

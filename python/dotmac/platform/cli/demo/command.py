@@ -56,9 +56,9 @@ def demo(
     try:
         asyncio.run(_limited(found, events, report / "logs"))
     finally:
-        found.write(report)
+        told = found.write(report)
     if as_json:
-        show_json(found.to_dict())
+        show_json(told)
     console.print(f"\nreport: {report / 'report.md'} and {report / 'report.json'}", markup=False)
     if found.broken:
         for text in found.broken:

@@ -119,12 +119,13 @@ class Report:
             },
         }
 
-    def write(self, directory: Path) -> None:
-        """Leave `report.json` and `report.md` there."""
+    def write(self, directory: Path) -> dict[str, Any]:
+        """Leave `report.json` and `report.md` there. Returns what is in them."""
         told = self.to_dict()
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "report.json").write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n")
         (directory / "report.md").write_text(_markdown(told))
+        return told
 
 
 def _markdown(told: dict[str, Any]) -> str:
