@@ -62,7 +62,7 @@ async def test_acknowledged_means_durable(server, unique):
 
 
 async def until(condition):
-    while not condition():  # noqa: ASYNC110 (the condition is made by many tasks and a proxy)
+    while not condition():
         await asyncio.sleep(0.01)
 
 

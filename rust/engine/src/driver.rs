@@ -229,6 +229,12 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
     loop {
         let (next, blocked) = {
             let mut state = node.lock();
+            // Here as well as by the timer: a steady stream of answers must not keep heartbeats waiting.
+            if state.arm() <= clock::now()
+                && let Err(why) = state.tick()
+            {
+                return End::Lost(why);
+            }
             state.answer_echoes();
             state.settle();
             let done = state.flush();
