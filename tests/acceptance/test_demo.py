@@ -2,7 +2,7 @@
 
 Promises: it runs every part on servers of its own, imports a log, finds every claim true, leaves a report as
 JSON and Markdown and no process behind, and exits 0; a claim that does not hold is named and the exit code is
-1; percentiles are those of the nearest rank.
+1; so is an error; a signal ends all processes; percentiles are those of the nearest rank.
 """
 
 from __future__ import annotations
@@ -92,6 +92,36 @@ def test_a_broken_claim_is_named_and_ends_with_1(tmp_path: Path, monkeypatch: py
     told = json.loads((tmp_path / "report.json").read_text())
     assert (told["holds"], len(told["sections"][0]["claims"])) == (False, 2)
     assert "**broken:** two and two is [five]" in (tmp_path / "report.md").read_text()
+
+
+def test_an_error_is_a_broken_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def parts(found: Report, events: Path | None, logs: Path, stack: AsyncExitStack) -> None:
+        raise ExceptionGroup(
+            "traffic", [TimeoutError("the killed process leaves the rotation: not within 60 s")]
+        )
+
+    monkeypatch.setattr(command, "_parts", parts)
+    done = CliRunner().invoke(build(), ["demo", "--report", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "every part ran to its end (TimeoutError: the killed process leaves the rotation" in done.output
+    assert not json.loads((tmp_path / "report.json").read_text())["holds"]
+
+
+def test_ended_by_a_signal_it_leaves_no_process_behind(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [DOTMAC, "demo", "--report", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in demo.stdout:
+        if "registered themselves" in line:
+            break
+    children = psutil.Process(demo.pid).children(recursive=True)
+    assert len(children) >= 3
+    demo.terminate()
+    output, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 1, errors
+    assert "broken: the demo was not interrupted" in output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
 
 
 def test_percentiles() -> None:

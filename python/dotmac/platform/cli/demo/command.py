@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import signal
+import traceback
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,8 +56,12 @@ def demo(
     (report / "logs").mkdir(parents=True, exist_ok=True)
     try:
         asyncio.run(_limited(found, events, report / "logs"))
-    finally:
-        told = found.write(report)
+    except asyncio.CancelledError:
+        found.claim(False, "the demo was not interrupted")
+    except Exception as error:  # noqa: BLE001 - shown in full, told as a broken claim, and the exit code is 1
+        traceback.print_exc()
+        found.claim(False, f"every part ran to its end ({_told(error)})")
+    told = found.write(report)
     if as_json:
         show_json(told)
     console.print(f"\nreport: {report / 'report.md'} and {report / 'report.json'}", markup=False)
@@ -65,6 +70,13 @@ def demo(
             console.print(f"[red]broken:[/red] {escape(text)}")
         raise typer.Exit(1)
     console.print("[green]every claim holds[/green]")
+
+
+def _told(error: BaseException) -> str:
+    """What went wrong; of a group, the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
 
 
 async def _limited(found: Report, events: Path | None, logs: Path) -> None:

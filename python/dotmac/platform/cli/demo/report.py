@@ -66,6 +66,8 @@ class Report:
 
     def claim(self, holds: bool, text: str) -> None:
         """Tell something that has just been checked."""
+        if not self._sections:
+            self.section("Start")
         self._sections[-1].claims.append(Claim(text, holds))
         mark = "[green]✔[/green]" if holds else "[red]✘ BROKEN:[/red]"
         self.console.print(f"  {mark} {escape(text)}")
