@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from dotmac.platform.connection.embedded import EmbeddedValkey
-from support.locks import Partition, manager_at
+from support.locks import Partition, end_started, manager_at
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -35,3 +35,9 @@ def own_valkey() -> Iterator[EmbeddedValkey]:
     """A server that this test may break."""
     with EmbeddedValkey() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _no_process_left() -> Iterator[None]:
+    yield
+    end_started()

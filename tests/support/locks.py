@@ -57,7 +57,7 @@ class Partition:
         return self.client.zcard(f"{self.tag}:q")
 
     def sessions(self) -> int:
-        return self.client.zcard(f"{self.tag}:x")
+        return sum(not member.startswith("!") for member in self.client.zrange(f"{self.tag}:x", 0, -1))
 
     def empty(self) -> bool:
         """Nothing is held, nobody waits, and no request is known."""
@@ -66,7 +66,7 @@ class Partition:
 
 def python(script: str, *arguments: str) -> subprocess.Popen[str]:
     """A process that runs a script; what it prints comes line by line."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-u", "-c", script, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -74,3 +74,18 @@ def python(script: str, *arguments: str) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "PYTHONPATH": TESTS},
     )
+    started.append(process)
+    return process
+
+
+started: list[subprocess.Popen[str]] = []
+
+
+def end_started() -> None:
+    """Ends what a failed test left running."""
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            process.kill()
+        if process.stdout is not None and not process.stdout.closed:
+            process.communicate()

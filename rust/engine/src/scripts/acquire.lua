@@ -40,6 +40,7 @@ if h then
   redis.call('ZADD', KEYS[3], 0, name .. '\0' .. ticket .. '\0' .. request)
   redis.call('HSET', KEYS[4], 'r' .. request, name .. '\0' .. ticket .. '\0' .. owner .. '\0' .. ARGV[2] .. '\0'
     .. ARGV[5] .. ARGV[8] .. '\0' .. ARGV[7], 'o' .. owner, request)
+  look_after(name, now + rest)
   local flag = h:byte(1)
   if flag == 45 then redis.call('HSET', KEYS[2], name, '+' .. h:sub(2))
   elseif flag == 117 then redis.call('HSET', KEYS[2], name, 'U' .. h:sub(2)) end

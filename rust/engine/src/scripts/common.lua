@@ -5,7 +5,8 @@
 --   3 queue     zset  lock \0 ticket \0 request, all of score 0
 --   4 waiters   hash  "r"request -> lock \0 ticket \0 owner \0 sid \0 timeout[@] \0 since; "o"owner -> request
 --   5 meta      hash  l logical clock, w wall clock, e epoch, f fence counter, c sweep cursor, p start of the sweep
---   6 expiry    zset  sid -> logical time at which its last lease ends
+--   6 expiry    zset  sid -> logical time at which its last lease ends; "!"lock, where somebody waits -> when its
+--                     lease will have ended if it is not renewed
 -- Times are milliseconds. A grant out of the queue counts only CLAIM until a heartbeat has claimed it.
 local CLAIM = 3000
 local GAP = 2000
@@ -54,6 +55,11 @@ local function fixed_end(sid, now, timeout)
   redis.call('ZADD', KEYS[6], 'GT', ends, sid)
   return '@' .. ends
 end
+
+-- A holder may stop renewing long before its session ends: some heartbeat has to look at the lock then.
+local function look_after(name, at) redis.call('ZADD', KEYS[6], 'LT', text(at), '!' .. name) end
+
+local function waited_for(h) local b = h:byte(1) return b == 43 or b == 85 end
 
 local function unclaimed(h) local b = h:byte(1) return b == 117 or b == 85 end
 
@@ -105,6 +111,7 @@ local function grant_next(name, now)
         local ends = fixed == '@' and fixed_end(sid, now, timeout) or ''
         redis.call('HSET', KEYS[2], name, (q[2] and 'U' or 'u') .. fence .. '\0' .. owner .. '\0' .. sid .. '\0'
           .. timeout .. ends .. '\0' .. request .. '\0' .. since)
+        if q[2] then look_after(name, now + math.min(tonumber(timeout), CLAIM)) end
         redis.call('PUBLISH', ARGV[#ARGV] .. sid, 'g\0' .. name .. '\0' .. request .. '\0' .. fence .. '\0' .. stamp)
         return
       end

@@ -11,4 +11,5 @@ if left(h, now) <= 0 then return {0} end
 local head, ends, tail = h:match('^(.%d+%z.-%z.-%z)%d+(@?)%d*(%z.*)$')
 if ends == '@' then ends = fixed_end(ARGV[4], now, ARGV[3]) end
 redis.call('HSET', KEYS[2], ARGV[1], head .. ARGV[3] .. ends .. tail)
+if waited_for(h) then look_after(ARGV[1], now + ARGV[3]) end
 return {1, stamp}

@@ -39,8 +39,26 @@ for i = 8, #ARGV - 2, 2 do
   end
 end
 
+-- What has come due: locks that are waited for, and sessions.
+local dead = false
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', now, 'LIMIT', 0, 20)) do
+  if member:byte(1) ~= 33 then
+    dead = true
+  else
+    local name = member:sub(2)
+    local h = redis.call('HGET', KEYS[2], name)
+    redis.call('ZREM', KEYS[6], member)
+    if h and left(h, now) <= 0 then
+      revoke(h, 'expired')
+      grant_next(name, now)
+    elseif h and waited_for(h) then
+      look_after(name, now + left(h, now))
+    end
+  end
+end
+
 -- Sweep, a few entries per heartbeat and only while some session is dead: what it held goes to those who wait.
-if redis.call('ZCOUNT', KEYS[6], '-inf', now) > 0 then
+if dead then
   local cursor = redis.call('HGET', KEYS[5], 'c') or '0'
   if cursor == '0' then redis.call('HSET', KEYS[5], 'p', text(now)) end
   local page = redis.call('HSCAN', KEYS[2], cursor, 'COUNT', 20)
@@ -53,10 +71,12 @@ if redis.call('ZCOUNT', KEYS[6], '-inf', now) > 0 then
   end
   redis.call('HSET', KEYS[5], 'c', page[1])
   if page[1] == '0' then
-    local dead = redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', redis.call('HGET', KEYS[5], 'p'), 'LIMIT', 0, 50)
-    for _, d in ipairs(dead) do
-      redis.call('HDEL', KEYS[1], d, '@' .. d, '!' .. d)
-      redis.call('ZREM', KEYS[6], d)
+    local ended = redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', redis.call('HGET', KEYS[5], 'p'), 'LIMIT', 0, 50)
+    for _, d in ipairs(ended) do
+      if d:byte(1) ~= 33 then
+        redis.call('HDEL', KEYS[1], d, '@' .. d, '!' .. d)
+        redis.call('ZREM', KEYS[6], d)
+      end
     end
   end
 end
