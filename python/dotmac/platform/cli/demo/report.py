@@ -158,4 +158,4 @@ def _row(cells: Any) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{seconds * 1000:.3f}" if seconds < 0.001 else f"{seconds * 1000:.1f}"  # noqa: PLR2004 - digits shown
+    return f"{seconds * 1000:,.0f}" if seconds >= 1 else f"{seconds * 1000:.3g}"
