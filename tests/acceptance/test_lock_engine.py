@@ -227,3 +227,12 @@ def test_a_manager_made_at_import_time(
     process = python(IMPORTED, unique)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "ok True\n", "")
+
+
+def test_closing_ends_the_session_for_good(valkey_url: str, unique: str, partition: Partition) -> None:
+    """Also where a heartbeat comes due, every 33 ms here, in the middle of it."""
+    for _ in range(150):
+        with manager_at(valkey_url, unique) as manager, manager.acquire_lock("a", timeout=0.1):
+            pass
+        assert partition.sessions() == 0
+    assert partition.empty()

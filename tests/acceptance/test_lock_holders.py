@@ -345,3 +345,4 @@ def test_two_hundred_interpreters_end_in_the_middle_of_everything(
             said = text.partition("Exception in thread")[0]
         assert (kind, status, said) == (kind, STATUS[kind], "")
     wait_until(partition.empty)
+    assert partition.sessions() == 0, "every process has said goodbye"

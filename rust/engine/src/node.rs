@@ -370,9 +370,12 @@ impl State {
 
     /// The engine will look again at this time by itself.
     pub fn arm(&mut self) -> Micros {
-        let mut next = self.client.next_tick().min(self.next_call_timeout());
-        if self.open() {
-            next = next.min(self.registry.next_due());
+        let mut next = Micros::MAX;
+        if !self.closing {
+            next = self.client.next_tick().min(self.next_call_timeout());
+            if self.open() {
+                next = next.min(self.registry.next_due());
+            }
         }
         if !self.expected.is_empty() {
             next = next.min(self.busy_since + self.request_timeout);
@@ -388,10 +391,13 @@ impl State {
         if self.open() && now > due + self.client.session.interval() / 2 {
             self.counts.late_heartbeats += 1;
         }
-        self.client.tick(now);
-        if self.open() {
-            let steps = self.registry.tick(now);
-            self.run(steps);
+        // After the end of the session was sent, a heartbeat would open another.
+        if !self.closing {
+            self.client.tick(now);
+            if self.open() {
+                let steps = self.registry.tick(now);
+                self.run(steps);
+            }
         }
         self.settle();
         let late: Vec<u64> = self
