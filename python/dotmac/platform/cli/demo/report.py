@@ -26,19 +26,21 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
+_MARKS = {True: "✔ ", False: "✘ **broken:** ", None: ""}
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One sentence and whether it was found to be true."""
+    """One sentence, and whether it was found to be true; None for what is told without claiming it."""
 
     text: str
-    holds: bool
+    holds: bool | None
 
 
 @dataclass(slots=True)
 class _Section:
     title: str
-    claims: list[Claim] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    lines: list[Claim] = field(default_factory=list)
     tables: list[tuple[list[str], list[list[str]]]] = field(default_factory=list)
 
 
@@ -61,14 +63,14 @@ class Report:
 
     def note(self, text: str) -> None:
         """Tell something that is measured or set, not claimed."""
-        self._sections[-1].notes.append(text)
+        self._sections[-1].lines.append(Claim(text, None))
         self.console.print(f"  {text}", markup=False)
 
     def claim(self, holds: bool, text: str) -> None:
         """Tell something that has just been checked."""
         if not self._sections:
             self.section("Start")
-        self._sections[-1].claims.append(Claim(text, holds))
+        self._sections[-1].lines.append(Claim(text, holds))
         mark = "[green]✔[/green]" if holds else "[red]✘ BROKEN:[/red]"
         self.console.print(f"  {mark} {escape(text)}")
 
@@ -96,7 +98,7 @@ class Report:
     @property
     def broken(self) -> list[str]:
         """The claims that do not hold."""
-        return [claim.text for part in self._sections for claim in part.claims if not claim.holds]
+        return [line.text for part in self._sections for line in part.lines if line.holds is False]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON types; times in seconds."""
@@ -109,8 +111,7 @@ class Report:
             "sections": [
                 {
                     "title": part.title,
-                    "claims": [{"text": claim.text, "holds": claim.holds} for claim in part.claims],
-                    "notes": part.notes,
+                    "lines": [{"text": line.text, "holds": line.holds} for line in part.lines],
                     "tables": [{"columns": columns, "rows": rows} for columns, rows in part.tables],
                 }
                 for part in self._sections
@@ -143,10 +144,7 @@ def _markdown(told: dict[str, Any]) -> str:
     ]
     for part in told["sections"]:
         lines += ["", f"## {part['title']}", ""]
-        lines += [
-            f"- {'✔' if claim['holds'] else '✘ **broken:**'} {claim['text']}" for claim in part["claims"]
-        ]
-        lines += [f"- {note}" for note in part["notes"]]
+        lines += [f"- {_MARKS[line['holds']]}{line['text']}" for line in part["lines"]]
         for table in part["tables"]:
             lines += ["", _row(table["columns"]), _row("---" for _ in table["columns"])]
             lines += [_row(row) for row in table["rows"]]
