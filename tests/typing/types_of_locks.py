@@ -39,7 +39,7 @@ async def use() -> None:
     async with locks.acquire_lock("a", timeout=30.0) as lock:
         assert_type(lock, DistributedLock)
         assert_type(lock.fencing_token, int)
-        assert_type(await lock.lost, str)
+        assert_type(await lock.lost, str | None)
     with locks.acquire_lock("a") as lock:
         assert_type(lock.held, bool)
     assert_type(await DistributedLock(object(), "a", timeout=1).acquire(), bool)

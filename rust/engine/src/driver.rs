@@ -144,18 +144,18 @@ async fn shake_hands(node: &Node) -> Result<Connection, End> {
         return Err(refusal(&text));
     }
     if let Value::Error(text) = answer(&mut reader, &mut buffer).await? {
-        return Err(End::Denied(format!("database {db}: {text}")));
+        return Err(unfit(&format!("database {db}"), &text));
     }
     let mut hashes = Vec::with_capacity(SCRIPTS.len());
     for (name, _) in SCRIPTS {
         match answer(&mut reader, &mut buffer).await? {
             Value::Bytes(hash) => hashes.push(hash),
-            Value::Error(text) if text.starts_with("LOADING") => return Err(End::Lost(text)),
-            other => return Err(End::Denied(format!("SCRIPT LOAD of {name}: {other:?}"))),
+            Value::Error(text) => return Err(unfit(&format!("SCRIPT LOAD of {name}"), &text)),
+            other => return Err(End::Lost(format!("SCRIPT LOAD of {name}: {other:?}"))),
         }
     }
     if let Value::Error(text) = answer(&mut reader, &mut buffer).await? {
-        return Err(End::Denied(format!("SUBSCRIBE: {text}")));
+        return Err(unfit("SUBSCRIBE", &text));
     }
     let direct = if let Writer::Direct(direct) = &writer {
         Some(direct.clone())
@@ -174,6 +174,17 @@ async fn shake_hands(node: &Node) -> Result<Connection, End> {
 fn is_denial(text: &str) -> bool {
     let codes = ["WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH"];
     codes.iter().any(|code| text.starts_with(code)) || text.contains("ACL failure in script")
+}
+
+/// A command of the handshake failed: for good if rights or the database are missing, else for now (a server that
+/// loads its data, or is busy with somebody's script).
+fn unfit(what: &str, text: &str) -> End {
+    let why = format!("{what}: {text}");
+    if is_denial(text) || text.contains("DB index is out of range") {
+        End::Denied(why)
+    } else {
+        End::Lost(why)
+    }
 }
 
 fn refusal(text: &str) -> End {
@@ -272,7 +283,11 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
                     return End::Lost(why);
                 }
             }
-            Err(e) = writable(direct.as_ref(), blocked) => return End::Lost(e.to_string()),
+            ready = writable(direct.as_ref(), blocked) => {
+                if let Err(e) = ready {
+                    return End::Lost(e.to_string());
+                }
+            }
             pushed = push(writer, &mut unsent, &mut flushed), if !(unsent.is_empty() && flushed) => {
                 if let Err(e) = pushed {
                     return End::Lost(e.to_string());

@@ -459,7 +459,7 @@ impl State {
 
     /// The credentials are refused.
     pub fn denied(&mut self, why: &str) {
-        self.client.disconnected(clock::now(), why.to_owned());
+        self.disconnected(why);
         self.client.denied(why);
         for (_, pending) in std::mem::take(&mut self.calls) {
             pending.sink.put(

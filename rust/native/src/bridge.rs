@@ -15,24 +15,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 #[derive(Default)]
 struct Slots {
-    futures: Vec<Option<Py<PyAny>>>,
+    /// A future, and the number of its request where it can be withdrawn.
+    futures: Vec<Option<(Py<PyAny>, u64)>>,
     free: Vec<usize>,
 }
 
 impl Slots {
     fn put(&mut self, future: Py<PyAny>) -> u64 {
         if let Some(slot) = self.free.pop() {
-            self.futures[slot] = Some(future);
+            self.futures[slot] = Some((future, 0));
             return slot as u64;
         }
-        self.futures.push(Some(future));
+        self.futures.push(Some((future, 0)));
         self.futures.len() as u64 - 1
     }
 
     fn take(&mut self, slot: u64) -> Option<Py<PyAny>> {
-        let future = self.futures.get_mut(slot as usize)?.take()?;
+        let (future, _) = self.futures.get_mut(slot as usize)?.take()?;
         self.free.push(slot as usize);
         Some(future)
+    }
+
+    fn requested(&mut self, slot: u64, request: u64) {
+        if let Some(Some((_, number))) = self.futures.get_mut(slot as usize) {
+            *number = request;
+        }
     }
 }
 
@@ -70,6 +77,10 @@ impl Bridge {
         if node.settle(state, false) && !this.flush_due.swap(true, Ordering::AcqRel) {
             this.call_soon.call1(py, (slf.getattr("flush")?,))?;
         }
+        this.slots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .requested(slot, request);
         Ok((future, request))
     }
 
@@ -146,6 +157,23 @@ impl Bridge {
                 error.write_unraisable(py, None);
             }
         }
+        Ok(())
+    }
+
+    /// The loop is closed: what it asked for is withdrawn, what it was granted and never saw is given back.
+    fn abandon(&self, py: Python<'_>) -> PyResult<()> {
+        let node = self.engine.get().node(py)?;
+        let slots = std::mem::take(&mut *self.slots.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut state = node.lock();
+        for (_, request) in slots.futures.iter().flatten() {
+            state.cancel(*request);
+        }
+        for (_, outcome) in self.ring.drain() {
+            if let Outcome::Granted(lease) = outcome {
+                state.drop_lease(&lease);
+            }
+        }
+        node.settle(state, true);
         Ok(())
     }
 

@@ -17,9 +17,12 @@ import socket
 import sys
 import threading
 import time
+import weakref
+from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dotmac.platform import _native, _semconv
 from dotmac.platform.connection.embedded import aresolve_redis, resolve_redis
@@ -44,6 +47,12 @@ _CLOSE_LIMIT = 5.0
 _NAMESPACE = re.compile(r"[!-9;-z|~]{1,128}")
 
 
+class Holding(Protocol):
+    """What a link has to know of what is held through it."""
+
+    def forfeit(self, reason: str) -> None: ...
+
+
 class LoopSide:
     """One event loop's side of one engine: the bridge, and who is told when a lease is lost."""
 
@@ -57,6 +66,16 @@ class LoopSide:
             loop.add_reader(self.bridge.fileno(), self.bridge.drain)
         except NotImplementedError:
             _ReaderThread(loop, self.bridge).start()
+
+    def detach(self) -> None:
+        """The engine is closed: what it said last is handed on, then the descriptor is let go of."""
+        with suppress(RuntimeError):  # a closed loop watches nothing any more
+            self.loop.call_soon_threadsafe(self._detach)
+
+    def _detach(self) -> None:
+        self.bridge.drain()
+        with suppress(NotImplementedError):
+            self.loop.remove_reader(self.bridge.fileno())
 
 
 class _ReaderThread(threading.Thread):
@@ -78,7 +97,9 @@ class _ReaderThread(threading.Thread):
                 self._loop.call_soon_threadsafe(self._drain)
             except RuntimeError:  # the loop was closed in between
                 return
-            self._drained.wait()
+            # The loop may be closed after it has taken the call.
+            while not self._drained.wait(1.0) and not self._loop.is_closed():
+                pass
 
     def _drain(self) -> None:
         try:
@@ -123,11 +144,23 @@ class _Shared:
         side = self._sides.get(id(loop))
         if side is None or side.loop is not loop:
             with _process.lock:
-                # A closed loop's side is of no use to anybody, and its number may come back.
-                for number in [n for n, s in self._sides.items() if s.loop.is_closed()]:
-                    del self._sides[number]
+                self.drop_closed_loops()
                 side = self._sides[id(loop)] = LoopSide(self.native, loop)
         return side
+
+    def drop_closed_loops(self) -> None:
+        """Nobody is left in a closed loop: what it asked for is withdrawn, what it was granted given back."""
+        for number in [n for n, s in self._sides.items() if s.loop.is_closed()]:
+            self._sides.pop(number).bridge.abandon()
+
+    def close(self, limit: float) -> None:
+        """Ends the engine and lets go of every loop. Blocks for `limit` seconds at most."""
+        try:
+            self.native.close(limit)
+        finally:
+            for side in self._sides.values():
+                side.detach()
+            self._sides.clear()
 
 
 class _Process:
@@ -138,6 +171,7 @@ class _Process:
         self.lock = threading.Lock()
         self.engines: dict[tuple[RedisTarget, str], _Shared] = {}
         self.of_parents: list[Any] = []
+        self.forgotten: deque[tuple[_Shared, int]] = deque()
         self.before = {"heartbeats": 0, "late_heartbeats": 0, "reregistered": 0, "picks": 0}
         self.reported = False
 
@@ -154,6 +188,30 @@ class _Process:
             metrics.observe(_semconv.LOCK_LATE_HEARTBEATS, lambda: self.count("late_heartbeats"))
             metrics.observe(_semconv.REGISTRY_REREGISTRATIONS, lambda: self.count("reregistered"))
             metrics.observe(_semconv.REGISTRY_PICKS, lambda: self.count("picks"))
+
+    def leave(self, shared: _Shared) -> _Shared | None:
+        """One user less; the engine, if that was the last and it has to be closed."""
+        with self.lock:
+            shared.users -= 1
+            if shared.users:
+                return None
+            self.engines.pop(shared.key, None)
+            stats = shared.native.stats()
+            for what in self.before:
+                self.before[what] += int(stats[what])
+            return shared
+
+    def forget(self, shared: _Shared, generation: int) -> None:
+        """A link was dropped without being closed. This runs wherever the collector happened to run, perhaps
+        inside of a lock, so it is only noted here."""
+        self.forgotten.append((shared, generation))
+
+    def tidy(self) -> None:
+        """Does what `forget` has noted."""
+        while self.forgotten:
+            shared, generation = self.forgotten.popleft()
+            if generation == self.generation and (last := self.leave(shared)) is not None:
+                threading.Thread(target=last.close, args=(_CLOSE_LIMIT,), daemon=True).start()
 
     def in_child(self) -> None:
         self.lock = threading.Lock()
@@ -204,11 +262,12 @@ class Link:
                 raise InvalidArgument("redis_url", None, "give redis_url or a client")
             if not (isinstance(redis_url, str) and redis_url.startswith(EMBEDDED)):
                 self._target = self._read(redis_url)
-        # Leases acquired through this link, by number; what is left of them is given back when it is closed.
-        self.leases: dict[int, _native.Lease] = {}
+        # What was acquired through this link, by number of the lease; forfeited when the link is closed.
+        self.holdings: dict[int, Holding] = {}
         self._closed = False
         self._born = -1
         self._shared: _Shared | None = None
+        self._forgotten: weakref.finalize[..., Link] | None = None
 
     def __repr__(self) -> str:
         where = str(self._target) if self._target is not None else mask_url(self._url or "")
@@ -229,6 +288,7 @@ class Link:
     def engine(self) -> _native.Engine:
         """The engine of this process, started if need be. Blocks while an embedded server starts."""
         if self._born == _process.generation and self._shared is not None:
+            self._shared.drop_closed_loops()
             return self._shared.native
         return self._attach(resolve_redis).native
 
@@ -252,17 +312,17 @@ class Link:
         return side
 
     async def aclose(self) -> None:
-        """Leaves the engine and gives back what was acquired through this link. The last link to leave
-        closes the engine. Idempotent."""
+        """Leaves the engine. What is held through this link is lost to its holders, who are told, and given
+        back. The last link to leave closes the engine. Idempotent."""
         shared = self._leave()
         if shared is not None:
-            await asyncio.to_thread(shared.native.close, _CLOSE_LIMIT)
+            await asyncio.to_thread(shared.close, _CLOSE_LIMIT)
 
     def close(self) -> None:
         """The same, blocking."""
         shared = self._leave()
         if shared is not None:
-            shared.native.close(_CLOSE_LIMIT)
+            shared.close(_CLOSE_LIMIT)
 
     @property
     def closed(self) -> bool:
@@ -286,6 +346,7 @@ class Link:
     def _attach(self, resolve: Callable[[str], str]) -> _Shared:
         if self._closed:
             raise EngineClosed("this service was closed; make a new one")
+        _process.tidy()
         target = self._target if self._target is not None else self._read(resolve(self._url or ""))
         with _process.lock:
             if self._born == _process.generation and self._shared is not None:
@@ -297,8 +358,10 @@ class Link:
                 _process.report()
             shared.users += 1
             if self._shared is not None:
-                self.leases = {}  # those were the parent's
+                self.holdings = {}  # those were the parent's
             self._shared, self._born = shared, _process.generation
+            self._forgotten = weakref.finalize(self, _process.forget, shared, _process.generation)
+            self._forgotten.atexit = False
             return shared
 
     def _leave(self) -> _Shared | None:
@@ -306,19 +369,15 @@ class Link:
         with _process.lock:
             shared = self._shared if self._born == _process.generation else None
             self._shared = None
-            if shared is None:
-                return None
-            for lease in list(self.leases.values()):
-                lease.drop()
-            self.leases.clear()
-            shared.users -= 1
-            if shared.users:
-                return None
-            _process.engines.pop(shared.key, None)
-            stats = shared.native.stats()
-            for what in _process.before:
-                _process.before[what] += int(stats[what])
-            return shared
+        if shared is None:
+            return None
+        if self._forgotten is not None:
+            self._forgotten.detach()
+        for holding in list(self.holdings.values()):
+            holding.forfeit("the service that it was acquired from was closed")
+        self.holdings.clear()
+        _process.tidy()
+        return _process.leave(shared)
 
 
 def failure(result: tuple[str, Any], what: str, link: Link) -> Exception:
@@ -367,4 +426,4 @@ def _at_exit() -> None:
         _process.engines.clear()
     for shared in engines:
         if shared.native.pid == os.getpid():
-            shared.native.close(_EXIT_LIMIT)
+            shared.close(_EXIT_LIMIT)

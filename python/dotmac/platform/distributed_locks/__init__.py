@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dotmac.platform.distributed_locks.config import DistributedLockConfig
-    from dotmac.platform.distributed_locks.lock import DistributedLock, LostSignal
+    from dotmac.platform.distributed_locks.holding import LostSignal
+    from dotmac.platform.distributed_locks.lock import DistributedLock
     from dotmac.platform.distributed_locks.manager import DistributedLockManager, LockInfo
 
 _HOMES = {
@@ -15,7 +16,7 @@ _HOMES = {
     "DistributedLockConfig": "config",
     "DistributedLockManager": "manager",
     "LockInfo": "manager",
-    "LostSignal": "lock",
+    "LostSignal": "holding",
 }
 
 __all__ = ["DistributedLock", "DistributedLockConfig", "DistributedLockManager", "LockInfo", "LostSignal"]

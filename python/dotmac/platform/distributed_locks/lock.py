@@ -12,7 +12,6 @@ import itertools
 import threading
 import time
 import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from dotmac.platform import _semconv
@@ -24,6 +23,7 @@ from dotmac.platform.distributed_locks.arguments import (
     check_patience,
     check_timeout,
 )
+from dotmac.platform.distributed_locks.holding import Holding, LostSignal, current_task
 from dotmac.platform.errors import (
     DeadlockDetected,
     ForkedHandle,
@@ -37,149 +37,13 @@ from dotmac.platform.observability import metrics, tracing
 from dotmac.platform.observability.unified_logging import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
     from types import TracebackType
-
-    from dotmac.platform import _native
 
 __all__ = ["DistributedLock", "LostSignal"]
 
 _log = get_logger(__name__)
 _thread = threading.local()
 _thread_numbers = itertools.count(1)
-
-
-class LostSignal:
-    """Whether, and when, a lock is lost.
-
-    True in a condition once the lease has ended before it was given back; awaited, it returns the reason.
-    """
-
-    __slots__ = ("_held",)
-
-    def __init__(self, held: _Held | None) -> None:
-        self._held = held
-
-    def __bool__(self) -> bool:
-        return self._held is not None and self._held.loss() is not None
-
-    def __repr__(self) -> str:
-        return f"<LostSignal {self.reason or 'not lost'}>"
-
-    @property
-    def reason(self) -> str | None:
-        """Why the lock was lost; None while it is held or after it was given back."""
-        return None if self._held is None else self._held.loss()
-
-    def is_set(self) -> bool:
-        """The same as its truth value."""
-        return bool(self)
-
-    def __await__(self) -> Generator[Any, None, str]:
-        return self._wait().__await__()
-
-    async def _wait(self) -> str:
-        if self._held is None:
-            raise LockNotOwned("the lock is not held, so it can't be lost")
-        reason = self._held.loss()
-        if reason is None:
-            future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            self._held.waiters.append(future)
-            try:
-                reason = await future
-            finally:
-                self._held.waiters.remove(future)
-        return reason
-
-
-class _Held:
-    """One holder's lease, and whom to tell when it is lost."""
-
-    __slots__ = (
-        "cancelled",
-        "cancelling",
-        "entered",
-        "holder",
-        "lease",
-        "link",
-        "name",
-        "on_lost",
-        "reason",
-        "side",
-        "since",
-        "task",
-        "waiters",
-    )
-
-    def __init__(self, name: str, lease: _native.Lease, side: LoopSide | None, link: Link) -> None:
-        self.name = name
-        self.lease = lease
-        self.link = link
-        link.leases[lease.id] = lease
-        self.side = side
-        # Kept, so that no later task gets the id of this one and is taken for the owner.
-        self.holder = _current_task()
-        self.entered = False
-        self.task: asyncio.Task[Any] | None = None
-        self.on_lost: Literal["cancel", "flag"] = "flag"
-        self.cancelling = 0
-        self.cancelled = False
-        self.reason: str | None = None
-        self.waiters: list[asyncio.Future[str]] = []
-        self.since = time.perf_counter()
-        if side is not None:
-            side.watchers[lease.id] = self.tell
-
-    def loss(self) -> str | None:
-        return self.reason or self.lease.loss
-
-    def tell(self, reason: str | None) -> None:
-        """Runs in the holder's loop when the engine reports the loss."""
-        self.reason = reason or "the lease ended"
-        metrics.counter(_semconv.LOCK_LOSSES).add(1)
-        _log.warning("lock lost", lock=self.name, reason=self.reason)
-        for waiter in self.waiters:
-            _in_loop_of(waiter, _resolve, waiter, self.reason)
-        if self.on_lost == "cancel" and self.task is not None:
-            self.cancelled = True
-            self.task.cancel(f"lock {self.name!r} lost: {self.reason}")
-
-    def forgotten(self) -> bool:
-        """Its lock object is gone: gives it back, if it was held by this process. True if it was."""
-        self.settle()
-        try:
-            held = self.lease.held
-            self.lease.drop()
-        except ForkedHandle:
-            return False
-        return held
-
-    def settle(self) -> None:
-        """It is over: nobody is told any more."""
-        if self.side is not None:
-            self.side.watchers.pop(self.lease.id, None)
-        self.link.leases.pop(self.lease.id, None)
-        metrics.histogram(_semconv.LOCK_HOLD_DURATION).record(time.perf_counter() - self.since)
-        for waiter in self.waiters:
-            _in_loop_of(waiter, waiter.cancel)
-
-
-def _in_loop_of(future: asyncio.Future[str], callback: Callable[..., object], *args: object) -> None:
-    # A loop that was closed has nobody left who waits.
-    with suppress(RuntimeError):
-        future.get_loop().call_soon_threadsafe(callback, *args)
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
-
-
-def _resolve(future: asyncio.Future[str], reason: str) -> None:
-    if not future.done():
-        future.set_result(reason)
 
 
 class DistributedLock:
@@ -205,6 +69,7 @@ class DistributedLock:
         "_by_hand",
         "_detect",
         "_fixed",
+        "_grants",
         "_held",
         "_link",
         "_on_lost",
@@ -273,9 +138,10 @@ class DistributedLock:
     ) -> None:
         self._link, self.name, self.timeout, self._patience = link, name, timeout, patience
         self._fixed, self._on_lost, self._owner, self._detect = fixed, on_lost, owner, detect
-        self._held: dict[str | int, _Held] = {}
+        self._held: dict[str | int, Holding] = {}
         # Scopes whose context is still open while its lock was given back by hand.
         self._by_hand: set[str | int] = set()
+        self._grants = 0
 
     def __del__(self) -> None:
         # Nobody can give it back any more, and the engine would renew it for as long as the process lives.
@@ -299,7 +165,8 @@ class DistributedLock:
 
     @property
     def held(self) -> bool:
-        """True while this task or thread holds it and its lease has not run out, judged now."""
+        """True while this task or thread holds it, itself or by a task that it awaited, and the lease has not
+        run out, judged now. What other tasks hold through the same object does not count."""
         held = self._mine()
         return held is not None and held.lease.held
 
@@ -307,19 +174,21 @@ class DistributedLock:
     def fencing_token(self) -> int:
         """The token of this holding: larger than that of every earlier holder of this lock.
 
+        Tasks and threads that the holder started see it too, where the lock object was acquired only once.
+
         Raises: LockLost: the lease has ended. LockNotOwned: it is not held.
         """
-        return self._valid().lease.fence
+        return self._valid(self._seen()).lease.fence
 
     @property
     def remaining(self) -> float:
         """Seconds until the lease ends if no further heartbeat is confirmed."""
-        return self._valid().lease.remaining
+        return self._valid(self._seen()).lease.remaining
 
     @property
     def lost(self) -> LostSignal:
         """Whether it is lost; awaitable."""
-        return LostSignal(self._mine())
+        return LostSignal(self._seen())
 
     # ---- asynchronous
 
@@ -360,7 +229,7 @@ class DistributedLock:
         Raises: LockLost: it has ended. LockNotOwned: it is not held. ServerUnavailable: no answer in time.
         """
         length = self.timeout if timeout is None else check_timeout(timeout)
-        held = self._valid()
+        held = self._valid(self._handle())
         side = await self._link.side()
         self._extended(held, await side.bridge.extend(held.lease, int(length * 1e6)))
 
@@ -403,6 +272,13 @@ class DistributedLock:
         else:
             _log.warning("release not confirmed", lock=self.name, result=str(result))
 
+    async def aclose(self) -> None:
+        """Leaves the server, for a lock that was made from a client or a URL; what it holds is given back.
+
+        A lock of a manager shares the manager's way to the server and closes that.
+        """
+        await self._link.aclose()
+
     # ---- synchronous
 
     def acquire_sync(self, *, blocking: bool = True, blocking_timeout: float | None = None) -> bool:
@@ -421,7 +297,7 @@ class DistributedLock:
     def extend_sync(self, timeout: float | None = None) -> None:
         """`extend` for threads without an event loop."""
         length = self.timeout if timeout is None else check_timeout(timeout)
-        held = self._valid()
+        held = self._valid(self._handle())
         self._extended(held, self._link.engine().extend(held.lease, int(length * 1e6)))
 
     def __enter__(self) -> Self:
@@ -463,7 +339,7 @@ class DistributedLock:
         """Who is asking: a task, a thread, or the token that was given."""
         if self._owner is not None:
             return f"={self._owner}"
-        task = _current_task()
+        task = current_task()
         if task is not None:
             return id(task)
         number: int | None = getattr(_thread, "number", None)
@@ -471,25 +347,44 @@ class DistributedLock:
             number = _thread.number = next(_thread_numbers)
         return f"t{number}"
 
-    def _mine(self) -> _Held | None:
+    def _mine(self) -> Holding | None:
+        """What this task, thread or token holds, or what a task that has ended acquired for it."""
         held = self._held.get(self._scope())
         if held is None and len(self._held) == 1:
-            # Acquired in one task and used in another: there is no doubt which holding is meant.
+            only = next(iter(self._held.values()))
+            if only.holder is not None and only.holder.done():
+                # asyncio.wait_for and gather acquire in tasks of their own.
+                return only
+        return held
+
+    def _seen(self) -> Holding | None:
+        """The same; for tasks that a holder has started, also the only holding that this object ever had.
+
+        Once it has had several, what another task holds now may not be what this one was started under.
+        """
+        held = self._mine()
+        if held is None and self._grants == 1 and self._held:
             held = next(iter(self._held.values()))
         return held
 
-    def _valid(self) -> _Held:
+    def _handle(self) -> Holding | None:
+        """What `release` and `extend` are about: as with a file, whoever has the object may close it."""
         held = self._mine()
+        if held is None and len(self._held) == 1:
+            held = next(iter(self._held.values()))
+        return held
+
+    def _valid(self, held: Holding | None) -> Holding:
         if held is None:
-            raise LockNotOwned(f"lock {self.name!r} is not held by this object")
+            raise self._not_owned()
         if not held.lease.held:
             raise self._lost_error(held)
         return held
 
-    def _take(self) -> _Held:
-        held = self._mine()
+    def _take(self) -> Holding:
+        held = self._handle()
         if held is None:
-            raise LockNotOwned(f"lock {self.name!r} is not held by this object")
+            raise self._not_owned()
         for scope in [scope for scope, known in self._held.items() if known is held]:
             del self._held[scope]
             if held.entered:
@@ -497,7 +392,7 @@ class DistributedLock:
         held.settle()
         return held
 
-    def _leave(self) -> _Held | None:
+    def _leave(self) -> Holding | None:
         """The holding whose context ends here; None if it was given back by hand before."""
         scope = self._scope()
         held = self._held.pop(scope, None)
@@ -510,7 +405,13 @@ class DistributedLock:
                     return self._held.pop(other)
         return held
 
-    def _lost_error(self, held: _Held) -> LockLost:
+    def _not_owned(self) -> LockNotOwned:
+        return LockNotOwned(
+            f"lock {self.name!r} is not held by this task or thread"
+            + ("; to use it across them, give both the same owner=" if self._held else "")
+        )
+
+    def _lost_error(self, held: Holding) -> LockLost:
         return LockLost(f"lock {self.name!r} (fencing token {held.lease.fence}) was lost: {held.loss()}")
 
     def _before(self, patience: float | None) -> tuple[str | int, tuple[str, int, bool, bool, int | None]]:
@@ -529,7 +430,7 @@ class DistributedLock:
         limit = int(patience * 1e6) if patience and waits else None
         return scope, (owner, int(self.timeout * 1e6), self._fixed, waits, limit)
 
-    async def _acquire(self, patience: float | None) -> _Held:
+    async def _acquire(self, patience: float | None) -> Holding:
         side = self._link.ready_side()
         if side is None:
             side = await self._link.side()
@@ -548,18 +449,19 @@ class DistributedLock:
                 raise
             return self._granted(scope, result, side, started)
 
-    def _acquire_sync(self, patience: float | None) -> _Held:
+    def _acquire_sync(self, patience: float | None) -> Holding:
         engine = self._link.engine()
         scope, ask = self._before(patience)
         started = time.perf_counter()
         with tracing.span(_semconv.SPAN_LOCK_ACQUIRE):
             return self._granted(scope, engine.acquire(self.name, *ask), None, started)
 
-    def _granted(self, scope: str | int, result: Any, side: LoopSide | None, started: float) -> _Held:
+    def _granted(self, scope: str | int, result: Any, side: LoopSide | None, started: float) -> Holding:
         if type(result) is tuple:
             raise self._refusal(result, time.perf_counter() - started)
         metrics.histogram(_semconv.LOCK_ACQUIRE_DURATION).record(time.perf_counter() - started)
-        held = self._held[scope] = _Held(self.name, result, side, self._link)
+        self._grants += 1
+        held = self._held[scope] = Holding(self.name, result, side, self._link)
         return held
 
     def _refusal(self, result: tuple[str, Any], waited: float) -> Exception:
@@ -585,11 +487,11 @@ class DistributedLock:
             return DeadlockDetected(f"waiting for lock {self.name!r} would close a cycle: {ring}", detail)
         return failure(result, f"acquiring lock {self.name!r}", self._link)
 
-    def _released(self, held: _Held, result: Any) -> None:
+    def _released(self, held: Holding, result: Any) -> None:
         if result is not True:
             self._judge_release(held, result)
 
-    def _judge_release(self, held: _Held, result: Any) -> None:
+    def _judge_release(self, held: Holding, result: Any) -> None:
         if result is False:
             raise (
                 self._lost_error(held)
@@ -603,7 +505,7 @@ class DistributedLock:
             error.add_note("the engine repeats the release until the server has answered")
         raise error
 
-    def _extended(self, held: _Held, result: Any) -> None:
+    def _extended(self, held: Holding, result: Any) -> None:
         if result is True:
             return
         if result is False:
