@@ -99,7 +99,8 @@ def test_version_and_help() -> None:
     assert dotmac("--version").stdout.strip().count(".") == 2
     helped = dotmac("--help")
     assert helped.returncode == 0
-    assert "doctor" in helped.stdout
+    for name in ("audit", "config", "db", "demo", "doctor", "locks", "services"):
+        assert f" {name} " in helped.stdout
 
 
 def test_without_the_extra_a_message_names_it() -> None:

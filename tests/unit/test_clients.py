@@ -7,6 +7,8 @@ faithfully is refused with `UnreadableClient`.
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 import redis
 import redis.asyncio
@@ -64,5 +66,19 @@ def test_what_cannot_be_read_is_refused() -> None:
             target_from_client(thing)
     with pytest.raises(UnreadableClient, match="Sentinel"):
         target_from_client(Sentinel([("h", 1)]).master_for("m"))
-    with pytest.raises(UnreadableClient, match="ssl_ca_data"):
-        target_from_client(redis.Redis(ssl=True, ssl_ca_data="-----BEGIN"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ssl_ca_data", "-----BEGIN"),
+        ("ssl_min_version", ssl.TLSVersion.TLSv1_3),
+        ("ssl_ciphers", "ECDHE+AESGCM"),
+        ("ssl_include_verify_flags", [ssl.VerifyFlags.VERIFY_CRL_CHECK_CHAIN]),
+        ("ssl_validate_ocsp", True),
+        ("ssl_validate_ocsp_stapled", True),
+    ],
+)
+def test_what_strengthens_tls_is_not_left_out(name: str, value: object) -> None:
+    with pytest.raises(UnreadableClient, match=name):
+        target_from_client(redis.Redis(ssl=True, **{name: value}))

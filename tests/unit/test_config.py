@@ -22,8 +22,10 @@ from dotmac.platform.auth.config import AuthConfig
 from dotmac.platform.connection.config import DatabaseConfig
 from dotmac.platform.core import unified_config
 from dotmac.platform.core.unified_config import PlatformConfig, get_config, reload_config
+from dotmac.platform.distributed_locks import DistributedLockManager
 from dotmac.platform.distributed_locks.config import DistributedLockConfig
 from dotmac.platform.errors import ConfigurationError, InvalidArgument
+from dotmac.platform.service_registry import ServiceRegistry
 from dotmac.platform.service_registry.config import ServiceRegistryConfig
 
 GUIDE = {
@@ -209,6 +211,75 @@ def test_every_wrong_setting_is_reported_at_once(monkeypatch: pytest.MonkeyPatch
     assert "hunter2" not in str(caught.value) + repr(caught.value.problems)
     for name, shown, allowed in caught.value.problems:
         assert f"{name} = {shown}: {allowed}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", "admin:hunter2@db.internal/app"),
+        ("REDIS_URL", "redis:/:hunter2@h/0"),
+        ("AUDIT_TRAIL_RETENTION_DAYS", "u:hunter2@h"),
+        ("DISTRIBUTED_LOCKS_REDIS_URL", "h:6379?password=hunter2"),
+    ],
+)
+def test_a_malformed_address_hides_its_password(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=variable) as caught:
+        PlatformConfig()
+    assert "hunter2" not in str(caught.value) + repr(caught.value.problems)
+    assert "***" in caught.value.problems[0][1]
+
+
+@pytest.mark.parametrize("section", ["database", "audit_trail", "distributed_locks"])
+@pytest.mark.parametrize("value", ["hunter2", None, 7])
+def test_what_is_no_section_is_refused_by_name(section: str, value: object) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        PlatformConfig(**{section: value})
+    ((name, shown, allowed),) = caught.value.problems
+    assert (name, shown) == (section, "***")
+    assert "dictionary" in allowed
+
+
+def test_a_directory_of_secrets_that_cannot_be_read_is_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    monkeypatch.setenv("DOTMAC_SECRETS_DIR", str(closed))
+    user = os.geteuid()
+    try:
+        if user == 0:  # whom no mode keeps out
+            tmp_path.chmod(0o755)
+            os.seteuid(65534)
+        with pytest.raises(ConfigurationError) as caught:
+            PlatformConfig()
+    finally:
+        os.seteuid(user)
+    assert ("DOTMAC_SECRETS_DIR", str(closed)) in {(name, shown) for name, shown, _ in caught.value.problems}
+    monkeypatch.setenv("DOTMAC_SECRETS_DIR", "x" * 300)
+    with pytest.raises(ConfigurationError, match="1 setting is wrong") as caught:
+        PlatformConfig()
+    assert caught.value.problems[0][0] == "DOTMAC_SECRETS_DIR"
+
+
+@pytest.mark.parametrize(
+    ("kind", "section"),
+    [(DistributedLockManager, DistributedLockConfig), (ServiceRegistry, ServiceRegistryConfig)],
+)
+def test_a_section_without_an_address_takes_the_services_own(
+    monkeypatch: pytest.MonkeyPatch, kind: type, section: type
+) -> None:
+    name = "DISTRIBUTED_LOCKS" if kind is DistributedLockManager else "SERVICE_REGISTRY"
+    monkeypatch.setenv("REDIS_URL", "redis://everybodys:1")
+    reload_config()
+    assert "everybodys:1" in repr(kind(config=section()))
+    monkeypatch.setenv(f"{name}_REDIS_URL", "redis://own:2")
+    reload_config()
+    assert "own:2" in repr(kind(config=section()))
+    assert "sections:3" in repr(kind(config=section(redis_url="redis://sections:3")))
+    assert "arguments:4" in repr(kind("redis://arguments:4", config=section(redis_url="redis://sections:3")))
 
 
 def test_a_broken_env_file_is_reported_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

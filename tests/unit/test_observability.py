@@ -63,6 +63,7 @@ def test_secrets_never_reach_a_record(caplog: pytest.LogCaptureFixture) -> None:
             key=SecretStr("hunter2"),
             nested={"headers": [{"Authorization": "hunter2"}]},
             url="postgresql://u:hunter2@h/d",
+            odd=["redis://u:pass@hunter2@h/0", "redis://u@corp:hunter2@h/0", "redis://:/@hunter2@h"],
             fencing_token=7,
         )
     record = caplog.records[0]

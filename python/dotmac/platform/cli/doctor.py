@@ -159,11 +159,12 @@ async def _postgres(config: PlatformConfig) -> list[Check]:
     except (DotmacError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
         return [Check("postgresql", "failed", str(error) or type(error).__name__, remedy)]
     try:
-        return await _postgres_checks(connection, mask_url(url))
-    except (asyncpg.PostgresError, OSError) as error:
+        try:
+            return await _postgres_checks(connection, mask_url(url))
+        finally:
+            await connection.close(timeout=_TIMEOUT)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         return [Check("postgresql", "failed", str(error) or type(error).__name__, remedy)]
-    finally:
-        await connection.close(timeout=_TIMEOUT)
 
 
 async def _postgres_checks(connection: Any, shown: str) -> list[Check]:

@@ -51,6 +51,7 @@ def build() -> typer.Typer:
     import typer
 
     from dotmac.platform.cli import settings
+    from dotmac.platform.cli.demo import demo
     from dotmac.platform.cli.doctor import doctor
 
     app = typer.Typer(
@@ -70,9 +71,6 @@ def build() -> typer.Typer:
     app.command()(doctor)
     app.add_typer(settings.app, name="config", help="configuration: show, explain")
     for name, about in _GROUPS.items():
-        module = f"dotmac.platform.cli.{name}"
-        if importlib.util.find_spec(module) is not None:
-            app.add_typer(import_module(module).app, name=name, help=about)
-    if importlib.util.find_spec("dotmac.platform.cli.demo") is not None:
-        app.command()(import_module("dotmac.platform.cli.demo").demo)
+        app.add_typer(import_module(f"dotmac.platform.cli.{name}").app, name=name, help=about)
+    app.command()(demo)
     return app

@@ -12,7 +12,20 @@ __all__ = ["target_from_client"]
 
 _REMEDY = "pass a redis-py or valkey-py client of one server, or redis_url= instead"
 # What these say can't be expressed by a RedisTarget; leaving them out would weaken or break the connection.
-_INEXPRESSIBLE = ("ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_context")
+_INEXPRESSIBLE = (
+    "ssl_ca_path",
+    "ssl_ca_data",
+    "ssl_password",
+    "ssl_context",
+    "ssl_min_version",
+    "ssl_ciphers",
+    "ssl_include_verify_flags",
+    "ssl_exclude_verify_flags",
+    "ssl_validate_ocsp",
+    "ssl_validate_ocsp_stapled",
+    "ssl_ocsp_context",
+    "ssl_ocsp_expected_cert",
+)
 
 
 def target_from_client(client: object) -> RedisTarget:

@@ -17,6 +17,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from dotenv import dotenv_values
@@ -68,7 +69,7 @@ class Sources:
                 )
         for candidate in (name, name.lower()):
             file = self._secrets / candidate
-            if file.is_file():
+            if self._is_secret(file):
                 return self._from_file(name, file, f"secret file {file}")
         return None
 
@@ -78,6 +79,19 @@ class Sources:
         for name in sorted({*self._environ, *self._dotenv}):
             if name.startswith(tuple(prefixes)) and name not in names and not _KUBERNETES.search(name):
                 self.problems.append((name, "***", f"no such setting; {nearest(name, names)}"))
+
+    def _is_secret(self, file: Path) -> bool:
+        try:
+            return S_ISREG(file.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            # Going on without would take a default where a secret is meant.
+            allowed = (
+                f"it must name a directory that can be read, or one that doesn't exist ({error.strerror})"
+            )
+            self.problems.append(("DOTMAC_SECRETS_DIR", str(self._secrets), allowed))
+            return False
 
     def _from_file(self, name: str, file: Path, origin: str) -> Found | None:
         try:

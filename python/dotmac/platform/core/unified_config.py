@@ -310,8 +310,9 @@ def _put(
     name, *inner = path
     argument: Any = given.get(name)
     if name in given and not (isinstance(argument, dict) and inner and inner[0] not in argument):
-        chosen = not inner or isinstance(argument, dict) or inner[0] in argument.model_fields_set
-        return "argument" if chosen else None
+        # Whatever is no section either, its check refuses.
+        untouched = isinstance(argument, Section) and inner and inner[0] not in argument.model_fields_set
+        return None if untouched else "argument"
     found = find()
     if found is None:
         return None
@@ -335,6 +336,8 @@ def _problem(model: type[BaseSettings], merged: dict[str, Any], detail: ErrorDet
         value = value.get(name) if isinstance(value, dict) else None
     if path in fields:
         return _variable(path), _shown(value, is_secret(fields[path].annotation)), allowed
+    if detail["type"] == "model_type":  # an argument in a section's place: variables always make one
+        return ".".join(path), "***", allowed
     # The fields of a section, or sections, do not go together.
     return f"{_variable(path)}_*", "***", allowed
 
@@ -344,7 +347,8 @@ def _shown(value: Any, secret: bool) -> str:
         return "unset"
     if secret:
         return "***"
-    text = mask_url(value) if isinstance(value, str) and "://" in value else str(value)
+    # Any text: what is no proper URL, or stands in the wrong variable, may hold a password just as well.
+    text = mask_url(value) if isinstance(value, str) else str(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

@@ -103,7 +103,8 @@ class DistributedLockManager:
         if redis_url is None:
             from dotmac.platform.core.unified_config import get_config
 
-            redis_url = get_config().get_redis_url()
+            everything = get_config()
+            redis_url = everything.distributed_locks.redis_url or everything.get_redis_url()
         if isinstance(redis_url, str):
             self._link = Link(
                 redis_url,

@@ -37,7 +37,8 @@ _SECRET_NAME = re.compile(
     r"(?i)(^|[_-])(password|passwd|pwd|passphrase|secret|authorization|cookie|credentials?|"
     r"(api|private|secret|signing|encryption)[_-]?key|(access|refresh|id|auth|session|csrf|bearer)[_-]?token)$|^token$"
 )
-_LOGIN = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@]*):[^\s@]*@")
+# Up to the last @, as a password may hold one: hides too much rather than too little.
+_LOGIN = re.compile(r"(://[^\s:/]*):\S*@")
 _OURS = "_dotmac"
 
 

@@ -90,7 +90,8 @@ class ServiceRegistry:
         if redis_url is None:
             from dotmac.platform.core.unified_config import get_config
 
-            redis_url = get_config().get_redis_url()
+            everything = get_config()
+            redis_url = everything.service_registry.redis_url or everything.get_redis_url()
         namespace = config.namespace if namespace is None else namespace
         if isinstance(redis_url, str):
             timeout = config.request_timeout if request_timeout is None else request_timeout
