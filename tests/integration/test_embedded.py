@@ -1,9 +1,10 @@
 """Embedded servers.
 
 Promises: `embedded://` gives all processes of a user one working server of each kind, however many start it
-at once; it stops with its last user; a killed user doesn't count, a forked child does; a server that died is
-started again by the next user; private servers can be killed, paused and restarted at the same address;
-anything but `embedded://` is handed through unchanged.
+at once; it stops with its last user, also where that one is killed or is a forked child; a killed user
+doesn't count, a forked child does; a server that died, or that nobody could stop or set up to the end, serves
+the next user; private servers can be killed, paused and restarted at the same address; the socket of a server
+is never put where another user could be listening; anything but `embedded://` is handed through unchanged.
 """
 
 from __future__ import annotations
@@ -58,6 +59,19 @@ def alive(state: Path) -> bool:
     return EmbeddedValkey(state / "valkey", port=0).running()
 
 
+def watcher_of(state: Path) -> int:
+    """The pid of the process that cleans up, which it writes when it begins to wait."""
+    wait_until(lambda: (state / "watcher").read_text().endswith("\n"))
+    return int((state / "watcher").read_text())
+
+
+def ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def wait_until(condition, seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -96,16 +110,84 @@ def test_a_killed_user_does_not_count(state: Path) -> None:
     assert not alive(state)
 
 
-def test_a_server_left_by_a_killed_user_is_taken_over(state: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_servers_stop_behind_a_killed_last_user(state: Path, number: signal.Signals) -> None:
+    last = user()
+    assert last.stdout.readline()
+    watcher = watcher_of(state)
+    last.send_signal(number)
+    last.communicate()
+    assert last.returncode == -number
+    wait_until(lambda: not alive(state))
+    wait_until(lambda: ended(watcher))
+
+
+def test_a_server_left_behind_is_taken_over_and_watched_again(state: Path) -> None:
     orphaned = user()
     url = orphaned.stdout.readline().strip()
-    pid = EmbeddedValkey(state / "valkey", port=0).pid
+    pid, watcher = EmbeddedValkey(state / "valkey", port=0).pid, watcher_of(state)
+    os.kill(watcher, signal.SIGKILL)
+    wait_until(lambda: ended(watcher))
     orphaned.kill()
     orphaned.communicate()
-    assert embedded.resolve_redis("embedded://") == url
+    second = user()
+    assert second.stdout.readline().strip() == url
     assert EmbeddedValkey(state / "valkey", port=0).pid == pid
-    embedded.release()
-    assert not alive(state)
+    wait_until(lambda: not ended(watcher_of(state)))
+    second.kill()
+    second.communicate()
+    wait_until(lambda: not alive(state))
+
+
+def test_a_child_that_outlives_its_parent_stops_the_servers_with_its_end(state: Path) -> None:
+    code = """
+import os, sys
+from dotmac.platform.connection.embedded import resolve_redis
+resolve_redis("embedded://")
+if os.fork():
+    print("parent ends", flush=True)
+else:
+    sys.stdin.read()
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        parent.wait(60)
+        assert alive(state)
+    finally:
+        parent.communicate()  # which the child takes for its sign
+    wait_until(lambda: not alive(state))
+
+
+async def test_a_database_that_was_never_made_is_made_by_the_next_user(state: Path) -> None:
+    # As a process leaves it that is killed between the server's start and its database.
+    EmbeddedPostgres(state / "postgres18").start()
+    connection = await asyncpg.connect(await embedded.aresolve_database("embedded://"))
+    assert await connection.fetchval("SELECT current_database()") == "dotmac"
+    await connection.close()
+
+
+@pytest.mark.parametrize("trap", ["open", "link", "foreign"])
+def test_a_socket_is_not_put_into_anothers_directory(
+    place: Path, monkeypatch: pytest.MonkeyPatch, trap: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    server = EmbeddedValkey(place / ("long" * 25), port=0)
+    short = server.socket.parent
+    assert short.parent == place
+    if trap == "open":
+        short.chmod(0o755)
+    elif trap == "link":
+        short.rmdir()
+        (place / "elsewhere").mkdir(mode=0o700)
+        short.symlink_to(place / "elsewhere")
+    elif os.geteuid():
+        pytest.skip("only root can give a directory away")
+    else:
+        os.chown(short, 65534, 65534)
+    with pytest.raises(ServerUnavailable, match="not a private directory"):
+        server.start()
 
 
 def test_a_forked_child_keeps_the_servers(state: Path) -> None:

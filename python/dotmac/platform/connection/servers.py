@@ -21,7 +21,9 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from pwd import getpwnam
 from socket import AF_UNIX, SOCK_STREAM, socket
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -479,7 +481,23 @@ def _socket_directory(directory: Path, name: str) -> Path:
         return directory
     short = Path(tempfile.gettempdir()) / f"dotmac-{os.geteuid()}-{_digest(directory)}"
     short.mkdir(mode=0o700, exist_ok=True)
+    # The name can be guessed, and whoever owns the directory could listen in the server's place.
+    found = short.lstat()
+    if not S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in _own_users():
+        raise ServerUnavailable(
+            f"the embedded server's socket needs {short}, which is not a private directory of this user; "
+            "remove it, or choose a shorter path by DOTMAC_STATE_DIR"
+        )
     return short
+
+
+def _own_users() -> set[int]:
+    """Whose directory it may be: ours, and as root that of the user under whom PostgreSQL then runs."""
+    user = os.geteuid()
+    try:
+        return {user} if user else {0, getpwnam("pgserver").pw_uid}
+    except KeyError:  # no PostgreSQL has been started here
+        return {user}
 
 
 def _digest(path: Path) -> str:
