@@ -7,7 +7,7 @@
 - a server that lost its data, or was restarted, is told again at once, and lookups serve all the while;
 - while the server is away the snapshot serves, marked stale; what was never read is a typed error, within its
   time;
-- what is closed, replaced or taken over is known as such; metrics are recorded under their names.
+- what is closed, replaced or taken over is known as such.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,11 +30,10 @@ from dotmac.platform.errors import (
     ServerUnavailable,
 )
 from dotmac.platform.service_registry import ServiceInstance, ServiceRegistry, ServiceRegistryConfig
+from support.registry import register_by_hand
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-
-SCRIPTS = Path(__file__).parents[2] / "rust/engine/src/scripts"
 
 
 def make(url: str, **arguments: Any) -> ServiceRegistry:
@@ -262,7 +260,8 @@ def test_a_dead_session_leaves_the_rotation_after_its_ttl(valkey_url: str, uniqu
                 seen = client.hget(key, watcher.stats()["session"])
                 assert isinstance(seen, bytes)
                 client.hset(key, "dead", seen.rsplit(b" ", 1)[0] + b" 60000")
-                _register_by_hand(client, unique, "dead", ttl=1500)
+                record = ServiceInstance("i", "api", "1", "h", 1).to_record()
+                register_by_hand(client, unique, "dead", record, ttl=1500)
 
                 async def there() -> bool:
                     return len(await watcher.discover_services("api")) == 1
@@ -275,16 +274,6 @@ def test_a_dead_session_leaves_the_rotation_after_its_ttl(valkey_url: str, uniqu
                 return await until(gone)
 
     assert asyncio.run(body()) < 1.5 + 2.5
-
-
-def _register_by_hand(client: redis.Redis, namespace: str, sid: str, ttl: int) -> None:
-    text = "".join(
-        (SCRIPTS / f"{name}.lua").read_text() for name in ("common", "registry_common", "registry_register")
-    )
-    keys = [f"{{{namespace}:0}}:{suffix}" for suffix in ("s", "m", "ri", "rv", "rn", "re", "rm")]
-    record = ServiceInstance("i", "api", "1", "h", 1).to_record()
-    script = client.register_script(text)
-    assert script(keys=keys, args=["api", "i", sid, 9, 1, ttl, 0, record, f"{{{namespace}:0}}:reg"])[0] == 1
 
 
 async def test_a_flushed_server_is_told_again_at_once(registry: ServiceRegistry, valkey_url: str) -> None:
@@ -409,27 +398,3 @@ def test_without_any_loop(valkey_url: str, unique: str) -> None:
     }
     fresh.close()
     registry.close()
-
-
-async def test_metrics(registry: ServiceRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dotmac.platform import _semconv
-    from dotmac.platform.service_registry import registry as module
-
-    counted: Counter[str] = Counter()
-
-    class Counting:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def add(self, amount: int, attributes: object = None) -> None:
-            counted[self.name] += amount
-
-    monkeypatch.setattr(module, "counter", Counting)
-    instance = await registry.register_service("api", "1", "h", 1)
-    await registry.discover_services("api")
-    await registry.deregister_service(instance)
-    assert counted == {
-        _semconv.REGISTRY_REGISTRATIONS: 1,
-        _semconv.REGISTRY_DISCOVERIES: 1,
-        _semconv.REGISTRY_DEREGISTRATIONS: 1,
-    }

@@ -5,6 +5,8 @@
 - what counts as a failure: no connection, a bad status, a redirect, silence, an endless answer;
 - only the registered host is asked, unless another is allowed;
 - every instance is checked by one of several monitors, and the others take over when one leaves;
+- a registration that the server lost and was told again is judged anew;
+- a record that can't be read or checked concerns that instance alone;
 - monitoring survives a server that is away, ends when it is told to, and may start again in a new loop.
 """
 
@@ -15,10 +17,12 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
+import redis
 
 from dotmac.platform.connection.embedded import EmbeddedValkey
 from dotmac.platform.service_registry import ServiceInstance, ServiceRegistry, ServiceRegistryConfig
 from dotmac.platform.service_registry.probe import Prober
+from support import registry as support
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -233,6 +237,103 @@ async def test_monitoring_survives_a_server_that_is_away(web: Web, unique: str) 
             while not await down():
                 assert time.monotonic() - began < 30
                 await asyncio.sleep(0.05)
+
+
+async def test_what_the_server_lost_and_was_told_again_is_judged_anew(
+    web: Web, valkey_url: str, unique: str
+) -> None:
+    web.answer = lambda: response(500)
+    async with make(valkey_url, unique, health_check_fall=1) as registry:
+        await registry.register_service("api", "1", "127.0.0.1", web.port, health_check_url=web.url)
+        await registry.start_health_monitoring()
+
+        async def down() -> bool:
+            return [one.healthy for one in (await registry.list_services()).get("api", [])] == [False]
+
+        await support.until(down)
+        with redis.Redis.from_url(valkey_url) as client:
+            # What a registration that is told again leaves: the same epoch, and healthy.
+            (member, entry), *_ = client.hgetall(f"{{{unique}:0}}:ri").items()
+            client.hset(f"{{{unique}:0}}:ri", member, entry.replace(b" down\0", b" up\0"))
+            client.hincrby(f"{{{unique}:0}}:m", "g", 1)
+        await support.until(down)
+
+
+async def test_what_the_server_does_not_know_is_not_taken_for_reported(
+    web: Web, valkey_url: str, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with make(valkey_url, unique, health_check_fall=1) as registry:
+        await registry.register_service("api", "1", "127.0.0.1", web.port, health_check_url=web.url)
+        await registry.start_health_monitoring()
+        await until(lambda: len(web.requests) >= 1)
+        with redis.Redis.from_url(valkey_url) as client:
+            instances = f"{{{unique}:0}}:ri"
+            (member, entry), *_ = client.hgetall(instances).items()
+            client.hdel(instances, member)
+            web.answer = lambda: response(500)
+            before, monitor = len(web.requests), registry._monitor
+            assert monitor is not None
+            await until(lambda: len(web.requests) >= before + 3 or not monitor._checks)
+            assert "instance is unhealthy" not in caplog.text
+            client.hset(instances, member, entry)
+        await until(lambda: "instance is unhealthy" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"not JSON",
+        b"[]",
+        b'{"id":"broken","name":"api"}',
+        b'{"id":"broken","name":5,"version":"1","host":"h","port":1}',
+    ],
+)
+async def test_a_record_that_cant_be_read_hides_no_other(
+    web: Web, valkey_url: str, unique: str, broken: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with make(valkey_url, unique) as registry:
+        await registry.start_health_monitoring()
+        instance = await registry.register_service(
+            "api", "1", "127.0.0.1", web.port, health_check_url=web.url
+        )
+        with redis.Redis.from_url(valkey_url) as client:
+            support.register_by_hand(
+                client, unique, registry.stats()["session"], broken.decode(), instance="broken"
+            )
+        assert await registry.list_services() == {"api": [instance]}
+        assert "registrations can't be read" in caplog.text
+        web.answer = lambda: response(500)
+
+        async def down() -> bool:
+            return [one.healthy for one in (await registry.list_services())["api"]] == [False]
+
+        await support.until(down)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("a..b", "http://a..b/health"),
+        ("h" * 64, f"http://{'h' * 64}/health"),
+        ("h", 5),  # nothing that a check could be made of
+    ],
+)
+async def test_what_cant_even_be_asked_is_unhealthy(
+    host: str, url: Any, valkey_url: str, unique: str
+) -> None:
+    """Records as another version may have written them: `register_service` refuses such hosts."""
+    async with make(valkey_url, unique) as registry:
+        assert await registry.list_services() == {}
+        record = ServiceInstance("i", "api", "1", host, 1, health_check_url=url).to_record()
+        with redis.Redis.from_url(valkey_url) as client:
+            support.register_by_hand(client, unique, registry.stats()["session"], record)
+        await registry.start_health_monitoring()
+
+        async def down() -> bool:
+            return [one.healthy for one in (await registry.list_services())["api"]] == [False]
+
+        await support.until(down)
 
 
 def test_it_stops_and_starts_again_in_a_new_loop(valkey_url: str, unique: str) -> None:

@@ -207,9 +207,9 @@ def test_monitors_that_fall_silent_are_left_out(server: redis.Redis, call: Call)
     server.hincrby(f"{TAG}:m", "l", 600)
     assert call("monitors", "m2", 1000)[1:] == [b"m2"]
     count = call("monitors", "m2", 0)
-    assert count == [b"0"]
+    assert count[0].endswith(b" 0")
     register(call, "a", "s1")
-    assert call("monitors", "m1", 1000)[0] == b"1", "every change is counted"
+    assert call("monitors", "m1", 1000)[0] == count[0][:-1] + b"1", "every change is counted"
 
 
 def test_a_step_of_the_clock_kills_nobody(server: redis.Redis, call: Call) -> None:

@@ -42,7 +42,22 @@ GOOD: dict[str, Any] = {"name": "api", "version": "1.0", "host": "localhost", "p
         *[("version", value) for value in ("", None, 1.0, "v" * 129)],
         *[
             ("host", value)
-            for value in ("", "a b", "http://a", "a:80", "[::1]", "-a", "ä.example", None, "h" * 254)
+            for value in (
+                "",
+                "a b",
+                "http://a",
+                "a:80",
+                "[::1]",
+                "-a",
+                "ä.example",
+                None,
+                "h" * 254,
+                "a..b",
+                ".a",
+                "h" * 64,
+                "a-",
+                "a.b-",
+            )
         ],
         *[("port", value) for value in (0, -1, 65536, "80", 80.0, True, None)],
         *[

@@ -56,13 +56,32 @@ def test_monitors_share_evenly() -> None:
         "::",
         "224.0.0.1",
         "fd00:ec2::254",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::a9fe:a9fe",
+        "::169.254.169.254",
+        "2002:a9fe:a9fe::1",
+        "2001:0:a9fe:a9fe::1",
+        "2001:0:cb00:7109:0:0:5601:5601",
+        "64:ff9b::100.100.100.200",
     ],
 )
 def test_addresses_that_are_never_asked(address: str) -> None:
     assert forbidden(address)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "10.0.0.7", "192.168.1.1", "203.0.113.9", "fd12::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "::1",
+        "10.0.0.7",
+        "192.168.1.1",
+        "203.0.113.9",
+        "fd12::1",
+        "64:ff9b::203.0.113.9",
+        "2002:cb00:7109::1",
+    ],
+)
 def test_addresses_that_may_be_asked(address: str) -> None:
     assert not forbidden(address)
 

@@ -34,7 +34,8 @@ MOST_TAGS = 64
 HEAVIEST = 10_000
 LAST_PORT = 65_535
 LARGEST_RECORD = 64 * 1024
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
+# Labels of 1 to 63 characters, 253 in all; a dot may end it.
+_HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_-]{1,63})*(?<!-)\.?")
 
 
 def check_text(value: object, field: str, longest: int = 128) -> str:

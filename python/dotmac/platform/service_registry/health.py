@@ -35,6 +35,7 @@ _log = get_logger(__name__)
 _LONGEST_BEAT = 5.0
 _AT_ONCE = 64
 _MOST_IN_A_ROW = 100
+_NOT_REGISTERED = -1
 # What changes in no other way, such as an instance whose record a failing server did not hand out, is seen
 # by then.
 _RELOAD_BEATS = 12
@@ -70,6 +71,26 @@ class HealthSettings:
             fall=_count(fall, "health_check_fall"),
             allowed_hosts=allowed_hosts,
         )
+
+
+@dataclass(eq=False, slots=True)
+class _Check:
+    """One instance that this monitor checks.
+
+    Args:
+        instance: as it was when the checks began.
+        healthy: what the server says of it.
+        task: the checks.
+    """
+
+    instance: ServiceInstance
+    healthy: bool
+    task: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """Ends the checks."""
+        if self.task is not None:
+            self.task.cancel()
 
 
 def _count(value: object, field: str) -> int:
@@ -119,7 +140,7 @@ class HealthMonitor:
         self._loop = asyncio.get_running_loop()
         self._prober = Prober(settings.timeout, settings.allowed_hosts)
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._checks: dict[tuple[str, str, int], asyncio.Task[None]] = {}
+        self._checks: dict[tuple[str, str, int], _Check] = {}
         self._task: asyncio.Task[None] | None = None
         # Moments are spread so that processes that start together do not check together.
         self._chance = random.Random(secrets.randbits(64))  # noqa: S311 - jitter
@@ -164,6 +185,8 @@ class HealthMonitor:
                     beats += 1
                 except DotmacError as error:
                     _log.warning("health monitoring can't reach the registry", error=str(error))
+                except Exception:  # noqa: BLE001 - one turn that fails must not end the checks of all instances
+                    _log.exception("a turn of health monitoring failed")
                 await asyncio.sleep(beat * self._chance.uniform(0.9, 1.0))
         finally:
             await self._end()
@@ -172,7 +195,7 @@ class HealthMonitor:
         checks, self._checks = list(self._checks.values()), {}
         for check in checks:
             check.cancel()
-        await asyncio.gather(*checks, return_exceptions=True)
+        await asyncio.gather(*(check.task for check in checks if check.task), return_exceptions=True)
         await self._prober.aclose()
         try:
             await self._ask(_native.RegistryRequest.monitors(self._name, 0), "leaving the other monitors")
@@ -190,35 +213,52 @@ class HealthMonitor:
         }
         for key in self._checks.keys() - mine.keys():
             self._checks.pop(key).cancel()
-        for key in mine.keys() - self._checks.keys():
-            self._checks[key] = self._loop.create_task(self._watch(mine[key]))
+        for key, instance in mine.items():
+            check = self._checks.get(key)
+            if check is None:
+                check = self._checks[key] = _Check(instance, instance.healthy)
+                check.task = self._loop.create_task(self._watch(check))
+            # What the server had lost and was told again is healthy there, under the same epoch.
+            check.healthy = instance.healthy
 
-    async def _watch(self, instance: ServiceInstance) -> None:
-        interval = self._settings.interval
-        healthy, run = instance.healthy, 0
+    async def _watch(self, check: _Check) -> None:
+        interval, run = self._settings.interval, 0
         await asyncio.sleep(self._chance.uniform(0, interval))
         while True:
             async with self._slots:
                 began = time.monotonic()
-                problem = await self._prober.probe(instance)
+                problem = await self._probe(check.instance)
                 took = time.monotonic() - began
             counter(_semconv.REGISTRY_HEALTH_CHECKS).add(
                 1, {_semconv.REGISTRY_HEALTH: "unhealthy" if problem else "healthy"}
             )
             histogram(_semconv.REGISTRY_HEALTH_DURATION).record(took)
             run = min(run, 0) - 1 if problem else max(run, 0) + 1
-            now = judge(healthy, run, self._settings.rise, self._settings.fall)
-            if now != healthy and await self._report(instance, now, problem):
-                healthy = now
+            now = judge(check.healthy, run, self._settings.rise, self._settings.fall)
+            if now != check.healthy and await self._report(check.instance, now, problem):
+                check.healthy = now
             await asyncio.sleep(max(0.0, interval * self._chance.uniform(0.9, 1.1) - took))
 
+    async def _probe(self, instance: ServiceInstance) -> str | None:
+        try:
+            return await self._prober.probe(instance)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this instance can't be found well
+            _log.exception("a health check failed by itself", service=instance.name, instance=instance.id)
+            return f"{type(error).__name__}: {error}"
+
     async def _report(self, instance: ServiceInstance, healthy: bool, problem: str | None) -> bool:
-        """Tells everybody; False if the server can't be told now, so that the next check tries again."""
+        """Tells everybody; False if the next check has to try again.
+
+        That is so where the server can't be told now, and where it has lost the registration, of which it may
+        be told again.
+        """
         request = _native.RegistryRequest.status(instance.name, instance.id, instance.epoch, healthy)
         try:
-            await self._ask(request, f"reporting the health of {instance.name!r}")
+            reply = await self._ask(request, f"reporting the health of {instance.name!r}")
         except DotmacError as error:
             _log.warning("health can't be reported", service=instance.name, error=str(error))
+            return False
+        if reply == _NOT_REGISTERED:
             return False
         _log.info(
             "instance is healthy again" if healthy else "instance is unhealthy",

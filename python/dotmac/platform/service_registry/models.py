@@ -78,6 +78,23 @@ class ServiceInstance:
         known["tags"] = tuple(known.get("tags") or ())
         return cls(**known, healthy=healthy, epoch=epoch)
 
+    @classmethod
+    def from_entry(cls, entry: bytes) -> ServiceInstance:
+        """The instance in `session epoch ttl status \\0 record`, as the server lists it.
+
+        Raises: ValueError: it can't be read.
+        """
+        try:
+            head, record = entry.decode().split("\0", 1)
+            _, epoch, _, status = head.split(" ")
+            instance = cls.from_record(record, status == "up", int(epoch))
+        except (TypeError, AttributeError) as error:  # not an object, or a field is missing
+            raise ValueError(str(error)) from error
+        texts = (instance.id, instance.name, instance.version, instance.host)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(instance.port, int):
+            raise ValueError(f"a field of the wrong type in {record}")
+        return instance
+
     def _record(self) -> dict[str, Any]:
         stored = {name: getattr(self, name) for name in _STORED}
         return {**stored, "tags": list(self.tags), "metadata": dict(self.metadata)}

@@ -23,14 +23,34 @@ _METADATA = frozenset(
     ipaddress.ip_address(address)
     for address in ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254")
 )
+# Whose last 32 bits are an IPv4 address: mapped, compatible (RFC 4291), NAT64 (RFC 6052, RFC 8215).
+_EMBEDDING = tuple(
+    ipaddress.IPv6Network(prefix) for prefix in ("::ffff:0:0/96", "::/96", "64:ff9b::/96", "64:ff9b:1::/48")
+)
 
 
 def forbidden(address: str) -> bool:
-    """Whether an address must not be asked: link-local, metadata service, multicast, unspecified."""
+    """Whether an address must not be asked: link-local, metadata service, multicast, unspecified.
+
+    An IPv6 address that stands for an IPv4 address is judged by both.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip in _METADATA
+    return any(
+        one.is_link_local or one.is_multicast or one.is_unspecified or one in _METADATA
+        for one in (ip, *_embedded(ip))
+    )
+
+
+def _embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses that traffic to an IPv6 address may reach."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return []
+    found = [ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF) for prefix in _EMBEDDING if ip in prefix]
+    if ip.sixtofour is not None:
+        found.append(ip.sixtofour)
+    if ip.teredo is not None:
+        found.extend(ip.teredo)
+    return found
 
 
 class Prober:
@@ -76,7 +96,7 @@ class Prober:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for names that IDNA can't encode
             return f"its name can't be resolved: {error}"
         # The address that was judged is the one that is asked: a name can't change its meaning in between.
         addresses = list(dict.fromkeys(str(info[4][0]) for info in found))

@@ -16,6 +16,7 @@ from dotmac.platform.connection.engine import Link, failure
 from dotmac.platform.errors import EngineClosed, InstanceConflict, InstanceNotFound, InvalidArgument
 from dotmac.platform.observability.metrics import counter
 from dotmac.platform.observability.tracing import span
+from dotmac.platform.observability.unified_logging import get_logger
 from dotmac.platform.service_registry import arguments
 from dotmac.platform.service_registry.directory import Directory, check_strategy
 from dotmac.platform.service_registry.health import HealthMonitor, HealthSettings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ServiceRegistry"]
 
+_log = get_logger(__name__)
 _PAGE = 500
 _everyone: weakref.WeakSet[ServiceRegistry] = weakref.WeakSet()
 
@@ -341,20 +343,28 @@ class ServiceRegistry:
     async def list_services(self) -> dict[str, list[ServiceInstance]]:
         """Every live instance in this namespace by service, read from the server.
 
+        A record that can't be read is left out, and logged.
+
         Raises: ServerUnavailable, ServerRefused: the server's side failed.
         """
         found: dict[str, list[ServiceInstance]] = {}
-        after = b""
+        after, malformed, why = b"", 0, ""
         while True:
             reply = await self._directory.ask(_native.RegistryRequest.list(after, _PAGE), "listing services")
             after, *entries = reply
             for entry in entries:
-                head, record = entry.decode().split("\0", 1)
-                _, epoch, _, status = head.split(" ")
-                instance = ServiceInstance.from_record(record, status == "up", int(epoch))
-                found.setdefault(instance.name, []).append(instance)
+                try:
+                    instance = ServiceInstance.from_entry(entry)
+                except ValueError as error:
+                    malformed += 1
+                    why = str(error)
+                else:
+                    found.setdefault(instance.name, []).append(instance)
             if not after:
-                return found
+                break
+        if malformed:
+            _log.warning("registrations can't be read", count=malformed, last=why)
+        return found
 
     # ---- health
 
