@@ -1,11 +1,14 @@
 """The package as it is installed.
 
 Promises: importing it loads nothing heavy; names come when they are asked for, unknown ones are an
-AttributeError; the wheel installs into an empty environment, without the sources at hand, and works there.
+AttributeError; the wheel installs into an empty environment, without the sources at hand, and works there:
+locks, migrations, time zones where the machine has none; `make` sets up what is missing, and nothing twice.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +64,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
+def test_the_wheel_works_in_an_empty_environment(tmp_path: Path, postgres_database: str) -> None:
     maturin = Path(sys.executable).parent / "maturin"
     build = [
         maturin,
@@ -89,7 +92,7 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     ]
     subprocess.run(install, check=True, timeout=600)
     code = """
-import asyncio, dotmac.platform
+import asyncio, zoneinfo, dotmac.platform
 from dotmac.platform import DistributedLockManager
 assert "site-packages" in dotmac.platform.__file__, dotmac.platform.__file__
 from dotmac.platform.connection.embedded import EmbeddedValkey
@@ -99,19 +102,64 @@ async def main():
         async with DistributedLockManager(redis_url=server.url) as locks:
             async with locks.acquire_lock("packaged", timeout=5.0) as lock:
                 assert lock.fencing_token > 0
+    zoneinfo.ZoneInfo("Europe/Berlin")
     print("works")
 
 asyncio.run(main())
 """
-    done = subprocess.run(
-        [python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
-    )
+    # As in a container without /usr/share/zoneinfo.
+    done = run_in(tmp_path, python, "-c", code, PYTHONTZPATH="")
     assert (done.returncode, done.stdout) == (0, "works\n"), done.stderr
-    helped = subprocess.run(
-        [tmp_path / "venv" / "bin" / "dotmac", "--version"],
+    command = tmp_path / "venv" / "bin" / "dotmac"
+    assert run_in(tmp_path, command, "--version").stdout.strip() == dotmac.platform.__version__
+    for arguments in (("db", "upgrade"), ("db", "status")):
+        done = run_in(tmp_path, command, *arguments, DATABASE_URL=postgres_database)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_in(place: Path, program: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program, *arguments],
+        cwd=place,
+        env=os.environ | env,
         capture_output=True,
         text=True,
-        check=True,
-        timeout=60,
+        check=False,
+        timeout=120,
     )
-    assert helped.stdout.strip() == dotmac.platform.__version__
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """As much of a clone as `make` looks at, everything made already."""
+    (tmp_path / "rust").mkdir()
+    for name in ("Makefile", "pyproject.toml", "Cargo.toml", "Cargo.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    for target in ("venv", "tools", "built"):
+        stamp = tmp_path / ".venv" / ".make" / target
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    return tmp_path
+
+
+def planned(clone: Path, target: str) -> str:
+    return subprocess.run(
+        ["make", "--dry-run", target], cwd=clone, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+
+def test_make_sets_up_what_is_missing_and_nothing_twice(clone: Path) -> None:
+    assert "Nothing to be done" in planned(clone, "build")
+    assert "pip" not in planned(clone, "test")
+    shutil.rmtree(clone / ".venv")
+    again = planned(clone, "build")
+    assert "-m venv .venv" in again
+    assert "maturin develop" in again
+
+
+def test_cargo_is_given_the_environments_python(clone: Path) -> None:
+    (clone / "show.mk").write_text("include Makefile\nshow:\n\t@echo $$PYO3_PYTHON\n")
+    shown = subprocess.run(
+        ["make", "-f", "show.mk", "show"], cwd=clone, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert shown.stdout.strip() == str(clone / ".venv" / "bin" / "python")
