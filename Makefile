@@ -23,7 +23,7 @@ demo: $(DONE)/built ## the main job on real servers; EVENTS=file.log imports tha
 	$(BIN)/dotmac demo --report demo-report $(if $(EVENTS),--events $(EVENTS))
 
 # The Rust tests are built without optimisation, and so check for overflow. Measured on two cores after the
-# extension's build, the faster run included: 100 s of processor time; with --release 190 s, for all that it shares.
+# extension's build, their run included: 100 s of processor time; with --release 190 s, for all that it shares.
 test: $(DONE)/built ## all tests, Rust and Python, on real servers
 	cargo test --quiet -p dotmac-core -p dotmac-engine
 	$(BIN)/python -m pytest

@@ -47,6 +47,11 @@ def state(place: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DOTMAC_STATE_DIR", str(place / "state"))
     yield place / "state"
     embedded.release()
+    for server in (
+        EmbeddedValkey(place / "state" / "valkey", port=0),
+        EmbeddedPostgres(place / "state" / "postgres18"),
+    ):
+        server.stop()  # what a failed test has left
 
 
 def user() -> subprocess.Popen[str]:
