@@ -93,3 +93,21 @@ def test_a_wrong_command_ends_with_2(dotmac, arguments, told):
 
 def test_a_database_that_is_away_ends_with_1(dotmac):
     assert "error" in dotmac("db", "status", "--url", "postgresql://u@127.0.0.1:1/d", code=1).stderr
+
+
+def test_control_characters_are_shown_and_not_obeyed(dotmac, tmp_path):
+    dotmac("db", "upgrade")
+    event = {
+        "occurred_at": "2024-01-01T00:00:00Z",
+        "category": "SECURITY",
+        "action": "x\n2024-01-01 forged",
+        "user_id": "\x1b[2Jada\x9b1m\u202e\r",
+    }
+    log = tmp_path / "events.ndjson"
+    log.write_text(json.dumps(event) + "\n")
+    dotmac("audit", "import", str(log), "--format", "ndjson")
+    for command in (("query",), ("tail", "--from-start", "--stop-after", "1")):
+        told = dotmac("audit", *command).stdout
+        assert r"x\x0a2024-01-01 forged" in told
+        assert r"\x1b[2Jada\x9b1m\u202e\x0d" in told
+        assert not set(told) & {"\x1b", "\x9b", "\r", "\u202e"}

@@ -13,13 +13,11 @@ Promises:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import socket
 import threading
 import time
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
@@ -28,6 +26,7 @@ import uvloop
 from dotmac.platform.audit_trail import AuditAggregator
 from dotmac.platform.connection.embedded import EmbeddedPostgres
 from dotmac.platform.errors import AuditUnavailable, ServerRefused
+from support.postgres import PostgresProxy
 
 
 @pytest.fixture(scope="module")
@@ -96,72 +95,10 @@ async def test_killed_and_restarted_under_load(server, unique):
     assert sorted(stored) == sorted(acknowledged)
 
 
-class Proxy:
-    """A TCP proxy to the server that cuts connections after a random number of bytes."""
-
-    def __init__(self, url, chance):
-        parts = urlsplit(url)
-        self._query = parse_qs(parts.query)
-        self._parts = parts
-        self._chance = chance
-        self.cutting = True
-        self.cuts = 0
-        self._tasks = set()
-
-    async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        login = self._parts.netloc.rpartition("@")[0]
-        self.url = f"postgresql://{login}@127.0.0.1:{port}{self._parts.path}?sslmode=disable"
-        return self
-
-    async def __aexit__(self, *_):
-        self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _open(self):
-        if host := self._query.get("host"):
-            port = self._query.get("port", [str(self._parts.port or 5432)])[0]
-            return await asyncio.open_unix_connection(f"{host[0]}/.s.PGSQL.{port}")
-        return await asyncio.open_connection(self._parts.hostname, self._parts.port)
-
-    async def _serve(self, reader, writer):
-        self._tasks.add(asyncio.current_task())
-        behind_writer = None
-        try:
-            behind_reader, behind_writer = await self._open()
-            budget = self._chance.randrange(2_000, 120_000) if self.cutting else None
-            await asyncio.wait(
-                [
-                    asyncio.create_task(self._pump(reader, behind_writer, budget)),
-                    asyncio.create_task(self._pump(behind_reader, writer, None)),
-                ],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            for one in (writer, behind_writer):
-                if one is not None:
-                    one.transport.abort()
-            self._tasks.discard(asyncio.current_task())
-
-    async def _pump(self, reader, writer, budget):
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(4096):
-                if budget is not None:
-                    budget -= len(data)
-                    if budget < 0:
-                        self.cuts += 1
-                        return
-                writer.write(data)
-                await writer.drain()
-
-
 async def test_connections_cut_in_the_middle_of_copy(server, unique):
     chance = random.Random(3)
     acknowledged, refused, stop = [], [], asyncio.Event()
-    async with Proxy(server.url, chance) as proxy, AuditAggregator(proxy.url, timeout=20) as audit:
+    async with PostgresProxy(server.url, chance) as proxy, AuditAggregator(proxy.url, timeout=20) as audit:
         tasks = [asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(100)]
         await until(lambda: proxy.cuts >= 20)
         proxy.cutting = False

@@ -5,6 +5,8 @@ Promises:
   with reasons, and nobody else's;
 - a second run adds nothing, whether it resumes or reads all again, also under another name; a grown file goes on
   where it stopped; a run that was stopped in the middle is finished by the next;
+- another file that begins with the same line, or with a blank one, is read whole, and so is one that another
+  tenant imported; a second run over either resumes;
 - bad lines are told by number and counted, and don't stop the others;
 - exported events come back the same.
 """
@@ -80,6 +82,35 @@ async def test_a_grown_file_goes_on_where_it_stopped(audit, unique, tmp_path):
     second = await import_events(audit, moved, format="sshd", year=2015)
     assert (second.resumed_at, second.lines, second.stored) == (50, 30, 30)
     assert await audit.count_events(resource_id=f"h{unique}") == 80
+
+
+@pytest.mark.parametrize("head", ["", "\n", "\n\n\n"])
+async def test_another_file_with_the_same_first_line_is_read_whole(audit, unique, tmp_path, head):
+    first, one, two = lines(unique, 1), lines(unique, 50, start=1), lines(unique, 30, start=100)
+    if head:
+        first = []
+    (tmp_path / "one").write_text("".join([head, *first, *one]))
+    (tmp_path / "two").write_text("".join([head, *first, *two]))
+    (tmp_path / "three").write_text("".join([head, *first, *one, *two]))
+    stored, resumed = [], []
+    for name in ("one", "two", "three", "two", "two", "one"):
+        found = await import_events(audit, tmp_path / name, format="sshd", year=2015)
+        stored.append(found.stored)
+        resumed.append(found.resumed_at > 0)
+    assert stored[0] == len(first + one)
+    assert stored[1] == len(two)
+    assert stored[3:] == [0, 0, 0]
+    assert resumed[2] is (head != "")  # where the first line with a word in it differs, it is another source
+    assert resumed[4]
+
+
+async def test_a_file_of_another_tenant_is_read_whole(audit, unique, tmp_path):
+    log = tmp_path / "auth.log"
+    log.write_text("".join(lines(unique, 20)))
+    for tenant in (f"{unique}a", f"{unique}b"):
+        found = await import_events(audit, log, format="sshd", year=2015, tenant_id=tenant)
+        assert (found.stored, found.resumed_at) == (20, 0)
+        assert await audit.count_events(tenant_id=tenant) == 20
 
 
 async def test_a_stopped_run_is_finished_by_the_next(audit, unique, tmp_path):

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from uuid import UUID
 
 __all__ = [
     "AuditError",
@@ -245,9 +246,19 @@ class SchemaOutdated(AuditError):
 
 
 class AuditUnavailable(AuditError, ConnectionError):
-    """The audit database could not be reached within the time allowed."""
+    """The audit database could not be reached within the time allowed.
+
+    Args:
+        message: the whole text.
+        event_id: id of the event that was to be stored; logging it again with this id (and the same
+            `occurred_at`, if one was given) can't store it twice. None where it was no event.
+    """
 
     code, retryable = "audit.unavailable", True
+
+    def __init__(self, message: str, event_id: UUID | None = None) -> None:
+        super().__init__(message)
+        self.event_id = event_id
 
 
 class InvalidCursor(AuditError, ValueError):

@@ -5,33 +5,37 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import threading
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
-from weakref import WeakKeyDictionary
 
 from dotmac.platform import _semconv
 from dotmac.platform.audit_trail import query, schema
+from dotmac.platform.audit_trail.arguments import (
+    check_count,
+    check_seconds,
+    check_threshold,
+    filters_of,
+    order_of,
+)
 from dotmac.platform.audit_trail.database import Database, Settings, meaning
-from dotmac.platform.audit_trail.entry import MAX_TEXT, Row, make_row
-from dotmac.platform.audit_trail.ids import IdSource, time_of
+from dotmac.platform.audit_trail.entry import Row, guess_outcome, make_row
+from dotmac.platform.audit_trail.ids import time_of
 from dotmac.platform.audit_trail.models import AuditCategory, AuditEvent, AuditLevel, AuditOutcome
-from dotmac.platform.audit_trail.query import EventPage, Filters, Order
-from dotmac.platform.audit_trail.writer import Writer
+from dotmac.platform.audit_trail.query import EventPage, Order
+from dotmac.platform.audit_trail.state import LoopState, Process
 from dotmac.platform.errors import InvalidArgument
 from dotmac.platform.observability import metrics
 from dotmac.platform.observability.tracing import span
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from datetime import date, datetime
     from ipaddress import IPv4Address, IPv6Address
     from types import TracebackType
 
     import asyncpg
 
-    from dotmac.platform.audit_trail.anomaly import Anomaly, OnAnomaly, Scorer
+    from dotmac.platform.audit_trail.anomaly import OnAnomaly, Scorer
     from dotmac.platform.audit_trail.config import AuditTrailConfig
     from dotmac.platform.audit_trail.reports.model import ComplianceReport
 
@@ -42,48 +46,8 @@ __all__ = ["AuditAggregator"]
 Answer = TypeVar("Answer")
 
 DEFAULT_LIMIT = 1_000
-_FAILED_WORDS = frozenset({"failed", "failure", "fail"})
-_DENIED_WORDS = frozenset({"denied", "refused", "forbidden", "blocked", "rejected"})
 # What a forked child inherits of its parent: kept, so that nothing of it is closed or finalised there.
 _LEFT_TO_THE_PARENT: list[object] = []
-
-
-class _LoopState:
-    """What belongs to one event loop: connections and the writer."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.database = Database(settings)
-        self.writer = Writer(self.database)
-        self._guard = self._until_the_loop_ends()
-
-    async def start(self) -> None:
-        await anext(self._guard)
-
-    async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        # asyncio.run() and its like end a loop's async generators before they close it: the one hook that
-        # lets connections be closed by a loop whose user never called aclose().
-        try:
-            yield
-        finally:
-            await self.writer.aclose()
-            await self.database.aclose()
-
-    async def aclose(self) -> None:
-        await self._guard.aclose()
-
-
-class _Process:
-    """What belongs to one process: the states of its loops, its detector, its ids."""
-
-    def __init__(self, scorer: Scorer | None) -> None:
-        self.pid = os.getpid()
-        self.lock = threading.Lock()
-        self.loops: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[_LoopState]] = (
-            WeakKeyDictionary()
-        )
-        self.ids = IdSource()
-        self.scorer = scorer
 
 
 class AuditAggregator:
@@ -100,13 +64,16 @@ class AuditAggregator:
         config: settings; arguments win over it, it wins over the environment.
         timeout: seconds within which an event is durable or `log_event` raises, and a query answers;
             defaults of this and the next four: the configuration's.
-        max_pending: events that may wait for the database at once; further callers wait.
+        max_pending: events that may wait for the database at once, 64 MiB of them at most; further callers
+            wait.
         statement_cache_size: prepared statements kept per connection; 0 behind pgbouncer in transaction
             mode.
         anomaly_detection: score events as they are logged.
         anomaly_threshold: score in (0, 1] from which an event is an anomaly.
         on_anomaly: called with an `Anomaly` after an anomalous event is stored; may be async. What it
-            raises is logged, since the event is stored all the same.
+            raises is logged, since the event is stored all the same. `log_event` waits for an async one
+            for as long as is left of its `timeout`; then it goes on beside, for another `timeout` at most,
+            and `aclose()` waits for it.
 
     Raises: InvalidArgument: an argument is wrong. ConfigurationError: nothing says where the database is.
     """
@@ -126,14 +93,10 @@ class AuditAggregator:
     ) -> None:
         from dotmac.platform.connection.urls import parse_redis_url, postgres_dsn
 
-        if timeout is not None and not 0 < timeout < 86_400:  # noqa: PLR2004 (bounds told in the text)
-            raise InvalidArgument("timeout", timeout, "give seconds, more than 0 and less than 86400")
-        if max_pending is not None and max_pending < 1:
-            raise InvalidArgument("max_pending", max_pending, "give at least 1")
-        if statement_cache_size is not None and statement_cache_size < 0:
-            raise InvalidArgument("statement_cache_size", statement_cache_size, "give 0 or more")
-        if anomaly_threshold is not None and not 0 < anomaly_threshold <= 1:
-            raise InvalidArgument("anomaly_threshold", anomaly_threshold, "give more than 0, at most 1")
+        check_seconds("timeout", timeout)
+        check_count("max_pending", max_pending, 1)
+        check_count("statement_cache_size", statement_cache_size, 0)
+        check_threshold("anomaly_threshold", anomaly_threshold)
         if postgres_url is not None and not _is_embedded(postgres_url):
             postgres_dsn(postgres_url)
         if redis_url is not None and not _is_embedded(redis_url):
@@ -147,7 +110,7 @@ class AuditAggregator:
         self._anomaly_detection = anomaly_detection
         self._anomaly_threshold = anomaly_threshold
         self._on_anomaly = on_anomaly
-        self._process: _Process | None = None
+        self._process: Process | None = None
 
     # --- events
 
@@ -185,22 +148,24 @@ class AuditAggregator:
             metadata: anything else, as JSON types; at most 1 MiB, 32 levels deep. NUL characters, lone
                 surrogates, NaN and infinity are refused, because PostgreSQL's jsonb can't hold them.
             occurred_at: when; naive means local time; default: now (or the time in `id`, if version 7).
-            id: an id of your own; logging it again stores nothing new.
+            id: an id of your own; logging it again stores nothing new. Without `occurred_at` it must be of
+                version 7, which holds the time.
 
-        Returns: the event's id, a UUID of version 7.
+        Returns: the event's id; one that is not your own is a UUID of version 7.
         Raises:
             InvalidEvent: a field is wrong; nothing was stored.
-            AuditUnavailable: not confirmed within the timeout; says whether it may have been stored.
+            AuditUnavailable: not confirmed within the timeout; says whether it may have been stored. Its
+                `event_id`, given as `id`, makes another try safe.
             SchemaOutdated: run `dotmac db upgrade`.
             ServerRefused: the database refused (login, rights).
         """
-        process = self._here()
+        process, began = self._here(), asyncio.get_running_loop().time()
         row = make_row(
             process.ids,
             category=category,
             action=action,
             level=level,
-            outcome=_guess_outcome(action) if outcome is None else outcome,
+            outcome=guess_outcome(action) if outcome is None else outcome,
             user_id=user_id,
             tenant_id=tenant_id,
             resource_type=resource_type,
@@ -218,7 +183,8 @@ class AuditAggregator:
             state = await self._state()
             new = await state.writer.put(row, may_exist=id is not None)
         if new and anomaly is not None:
-            await self._tell(anomaly)
+            metrics.counter(_semconv.AUDIT_ANOMALIES).add(1, {_semconv.AUDIT_DETECTOR: "rate"})
+            await state.teller.tell(anomaly, began + self._seconds())
         return row.id
 
     async def store_rows(self, rows: Iterable[Row]) -> list[bool]:
@@ -236,34 +202,27 @@ class AuditAggregator:
 
         return await self._read(work)
 
-    async def save_import(self, source: str, position: int, line: int, state: dict[str, Any]) -> None:
-        """Note where an import stands; idempotent, so that it may be repeated after a lost connection."""
+    async def save_import(
+        self, source: str, position: int, line: int, state: dict[str, Any], *, start_over: bool = False
+    ) -> None:
+        """Note where an import stands; idempotent, so that it may be repeated after a lost connection.
+
+        Args: start_over: also where the note so far, about another file, is further on.
+        """
 
         async def work(connection: Connection) -> None:
             await connection.execute(
                 "INSERT INTO audit_imports AS old (source, position, line, state) VALUES ($1, $2, $3, $4) "
                 "ON CONFLICT (source) DO UPDATE SET position = $2, line = $3, state = $4, updated_at = now() "
-                "WHERE old.position < $2",
+                "WHERE $5 OR old.position < $2",
                 source,
                 position,
                 line,
                 json.dumps(state),
+                start_over,
             )
 
         await self._read(work)
-
-    async def _tell(self, anomaly: Anomaly) -> None:
-        metrics.counter(_semconv.AUDIT_ANOMALIES).add(1, {_semconv.AUDIT_DETECTOR: "rate"})
-        if self._on_anomaly is None:
-            return
-        try:
-            answer = self._on_anomaly(anomaly)
-            if answer is not None:
-                await answer
-        except Exception:
-            import logging
-
-            logging.getLogger(__name__).exception("on_anomaly failed for event %s", anomaly.event_id)
 
     # --- queries
 
@@ -295,7 +254,7 @@ class AuditAggregator:
         """
         if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= query.MAX_LIMIT:
             raise InvalidArgument("limit", limit, f"give a number from 1 to {query.MAX_LIMIT}")
-        checked, way = _filters(start_time, end_time, filters), _order(order)
+        checked, way = filters_of(start_time, end_time, filters), order_of(order)
         sql, values = query.page_sql(checked, way, limit + 1, cursor)
 
         async def work(connection: Connection) -> list[AuditEvent]:
@@ -331,7 +290,7 @@ class AuditAggregator:
         self, start_time: datetime | None = None, end_time: datetime | None = None, **filters: Any
     ) -> int:
         """How many events there are; arguments as for `query_events`."""
-        parts, values = _filters(start_time, end_time, filters).conditions()
+        parts, values = filters_of(start_time, end_time, filters).conditions()
         where = f" WHERE {' AND '.join(parts)}" if parts else ""
 
         async def work(connection: Connection) -> int:
@@ -373,7 +332,7 @@ class AuditAggregator:
 
         if not 0.01 <= poll <= 60:  # noqa: PLR2004 (bounds told in the text)
             raise InvalidArgument("poll", poll, "give seconds from 0.01 to 60")
-        async for event in follow(self._read, _filters(None, None, filters), since_start, poll):
+        async for event in follow(self._read, filters_of(None, None, filters), since_start, poll):
             yield event
 
     async def generate_compliance_report(
@@ -389,7 +348,7 @@ class AuditAggregator:
         """What the trail can say about a period, for an auditor.
 
         Args:
-            start_date: first day, or a datetime for an exact moment.
+            start_date: first day, or a datetime for an exact moment; a naive one is in `time_zone`.
             end_date: last day, included; or a datetime for the moment after the last.
             report_type: `access_log`, `sox`, `gdpr` or `hipaa`.
             tenant_id: only this tenant's events.
@@ -411,6 +370,7 @@ class AuditAggregator:
                 tenant_id=tenant_id,
                 time_zone=time_zone,
                 max_rows=max_rows,
+                threshold=self._threshold(),
             ),
             timeout,
         )
@@ -433,9 +393,12 @@ class AuditAggregator:
         async def look() -> schema.SchemaStatus:
             connection = await database.open()
             try:
-                return await schema.status(connection)
-            finally:
+                found = await schema.status(connection)
                 await connection.close()
+            except BaseException:
+                connection.terminate()  # close() would wait for a silent server
+                raise
+            return found
 
         return await self._once(look())
 
@@ -471,12 +434,12 @@ class AuditAggregator:
                 closing = asyncio.run_coroutine_threadsafe(made.result().aclose(), loop)
                 await asyncio.wrap_future(closing)
 
-    def _here(self) -> _Process:
+    def _here(self) -> Process:
         process = self._process
         if process is None or process.pid != os.getpid():
             if process is not None:
                 _LEFT_TO_THE_PARENT.append(process)
-            process = self._process = _Process(self.make_scorer())
+            process = self._process = Process(self.make_scorer())
         return process
 
     def make_scorer(self) -> Scorer | None:
@@ -488,22 +451,22 @@ class AuditAggregator:
             return None
         from dotmac.platform.audit_trail.anomaly import Scorer
 
-        threshold = self._anomaly_threshold or self._section().anomaly_threshold
-        return Scorer(threshold, seed=int.from_bytes(os.urandom(8)))
+        return Scorer(self._threshold(), seed=int.from_bytes(os.urandom(8)))
 
-    async def _state(self) -> _LoopState:
+    async def _state(self) -> LoopState:
         process, loop = self._here(), asyncio.get_running_loop()
         with process.lock:
             made = process.loops.get(loop)
             if made is None or (made.done() and (made.cancelled() or made.exception() is not None)):
+                process.forget_closed_loops()
                 made = process.loops[loop] = loop.create_task(self._start_state(), name="dotmac-audit-start")
         if made.done():
             return made.result()
         # Shielded: a caller that is cancelled must not take the start away from the others.
         return await asyncio.shield(made)
 
-    async def _start_state(self) -> _LoopState:
-        state = _LoopState(await self._settings())
+    async def _start_state(self) -> LoopState:
+        state = LoopState(await self._settings(), self._on_anomaly)
         await state.start()
         return state
 
@@ -546,6 +509,9 @@ class AuditAggregator:
     def _seconds(self) -> float:
         return self._section().timeout if self._timeout is None else self._timeout
 
+    def _threshold(self) -> float:
+        return self._anomaly_threshold or self._section().anomaly_threshold
+
     async def _settings(self) -> Settings:
         from dotmac.platform.connection.embedded import aresolve_database
         from dotmac.platform.connection.urls import postgres_dsn
@@ -555,7 +521,8 @@ class AuditAggregator:
         if url is None:
             from dotmac.platform.core.unified_config import get_config
 
-            url = get_config().get_database_url()
+            known = get_config()
+            url = _plain(known.audit_trail.postgres_url) or known.get_database_url()
         cache, pending = self._statement_cache_size, self._max_pending
         return Settings(
             dsn=postgres_dsn(await aresolve_database(url)),
@@ -581,37 +548,3 @@ def _plain(url: Any) -> str | None:
         return None
     reveal = getattr(url, "get_secret_value", None)
     return str(reveal() if reveal is not None else url)
-
-
-def _guess_outcome(action: object) -> AuditOutcome:
-    if isinstance(action, str) and len(action) <= MAX_TEXT:
-        return _outcome_of(str(action))
-    return AuditOutcome.SUCCESS
-
-
-@lru_cache(maxsize=4096)
-def _outcome_of(action: str) -> AuditOutcome:
-    words = set("".join(letter if letter.isalnum() else " " for letter in action.lower()).split())
-    if words & _FAILED_WORDS:
-        return AuditOutcome.FAILURE
-    if words & _DENIED_WORDS:
-        return AuditOutcome.DENIED
-    return AuditOutcome.SUCCESS
-
-
-def _filters(start: datetime | None, end: datetime | None, given: dict[str, Any]) -> Filters:
-    try:
-        return Filters.of(start_time=start, end_time=end, **given)
-    except TypeError as error:
-        known = [name for name in Filters.of.__annotations__ if name != "return"]
-        unknown = sorted(set(given) - set(known))
-        if not unknown:
-            raise
-        raise InvalidArgument(unknown[0], given[unknown[0]], f"the filters are {', '.join(known)}") from error
-
-
-def _order(order: str) -> Order:
-    try:
-        return Order(order)
-    except ValueError:
-        raise InvalidArgument("order", order, "give 'desc' (newest first) or 'asc'") from None

@@ -22,7 +22,8 @@ class AuditTrailConfig(Section):
         anomaly_threshold: score in (0, 1] from which an event counts as an anomaly.
         batch_size: events that one commit stores at most.
         batch_wait_ms: milliseconds that the first event of a batch waits for others at most.
-        max_pending: events that may wait for the database at once; further callers wait.
+        max_pending: events that may wait for the database at once, 64 MiB of them at most; further ones
+            are held up.
         timeout: seconds within which an event is durable or the call fails, and a query answers.
         connect_timeout: seconds to connect.
         pool_min_size: connections kept open.

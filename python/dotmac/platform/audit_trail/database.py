@@ -15,6 +15,7 @@ from dotmac.platform.audit_trail import schema
 from dotmac.platform.errors import (
     AuditUnavailable,
     AuthenticationFailed,
+    ConfigurationError,
     DotmacError,
     SchemaOutdated,
     ServerRefused,
@@ -33,6 +34,7 @@ Answer = TypeVar("Answer")
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _CLOSE_SECONDS = 5.0
+_IS_LAZY = "SELECT current_setting('synchronous_commit') IN ('off', 'local')"
 # Classes and codes of SQLSTATE that may pass by themselves: connection, resources, shutdown, crash,
 # start-up, a cancelled statement, serialisation, deadlock, lock timeout, a standby not yet promoted.
 _TRANSIENT_CLASSES = ("08", "53", "57", "40", "58")
@@ -60,7 +62,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
         return state.startswith(_TRANSIENT_CLASSES) or state in _TRANSIENT_CODES
-    if isinstance(error, ssl.SSLCertVerificationError):
+    if isinstance(error, ssl.SSLCertVerificationError | asyncpg.exceptions.ClientConfigurationError):
         return False
     # InterfaceError: asyncpg found the connection closed under it.
     return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
@@ -70,6 +72,8 @@ def meaning(error: BaseException) -> DotmacError:
     """The platform's error for one that will not pass by itself."""
     if isinstance(error, DotmacError):
         return error
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+        return ConfigurationError(f"the audit database's address is wrong: {error}")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
         return AuthenticationFailed(f"the audit database refused the login: {error}")
     if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
@@ -90,13 +94,15 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        # Does the database not wait for the disk at COMMIT unless a transaction asks it to?
+        self.lazy_commits = False
         self._checked = False
         self._checking = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def connect(self) -> Connection:
-        """A new connection whose commits are durable; the caller closes it."""
+        """A new connection to checked tables; the caller closes it."""
         connection = await self.open()
         try:
             await self._check_once(connection)
@@ -109,7 +115,7 @@ class Database:
         """A new connection to a database whose tables may be missing."""
         connection: Connection = await asyncpg.connect(**self._arguments())
         try:
-            await _make_durable(connection)
+            self.lazy_commits = await connection.fetchval(_IS_LAZY)
         except BaseException:
             connection.terminate()
             raise
@@ -141,7 +147,12 @@ class Database:
         """A pooled connection; not for writing, which has connections of its own."""
         pool = self._pool or await self._open_pool()
         async with pool.acquire() as connection:
-            yield connection
+            try:
+                yield connection
+            except BaseException:
+                # Given back after a cancelled query, it would be waited for, however long its server takes.
+                connection.terminate()
+                raise
 
     async def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         async with self._opening:
@@ -155,7 +166,11 @@ class Database:
             return self._pool
 
     async def _init(self, connection: Connection) -> None:
-        await self._check_once(connection)
+        try:
+            await self._check_once(connection)
+        except BaseException:
+            connection.terminate()  # as in `reading`
+            raise
 
     async def read(self, work: Callable[[Any], Awaitable[Answer]], timeout: float) -> Answer:
         """Run a repeatable piece of reading; a lost connection is tried again until `timeout` seconds passed.
@@ -196,11 +211,3 @@ class Database:
                 await pool.close()
         except TimeoutError:
             pool.terminate()
-
-
-async def _make_durable(connection: Connection) -> None:
-    """Acknowledged means durable, also where the database's default is not to wait for the disk."""
-    await connection.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) "
-        "WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-    )

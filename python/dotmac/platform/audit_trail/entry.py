@@ -20,13 +20,24 @@ from dotmac.platform.audit_trail.models import AuditCategory, AuditLevel, AuditO
 from dotmac.platform.errors import InvalidEvent
 from dotmac.platform.observability.tracing import trace_ids
 
-__all__ = ["COLUMNS", "MAX_METADATA_BYTES", "MAX_TEXT", "Row", "aware", "make_row", "parse_address"]
+__all__ = [
+    "COLUMNS",
+    "MAX_METADATA_BYTES",
+    "MAX_TEXT",
+    "Row",
+    "aware",
+    "guess_outcome",
+    "make_row",
+    "parse_address",
+]
 
 MAX_TEXT = 512
 MAX_METADATA_BYTES = 1 << 20
 MAX_DEPTH = 32
 _AHEAD = timedelta(days=1)
 _SHOWN = 60
+_FAILED_WORDS = frozenset({"failed", "failure", "fail"})
+_DENIED_WORDS = frozenset({"denied", "refused", "forbidden", "blocked", "rejected"})
 _LONGEST_ADDRESS = 128
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -106,6 +117,23 @@ def make_row(
     )
 
 
+def guess_outcome(action: object) -> AuditOutcome:
+    """How it ended, as the action's words say: `login.failed` is a failure, `access.denied` was denied."""
+    if isinstance(action, str) and len(action) <= MAX_TEXT:
+        return _outcome_of(str(action))
+    return AuditOutcome.SUCCESS
+
+
+@lru_cache(maxsize=4096)
+def _outcome_of(action: str) -> AuditOutcome:
+    words = set("".join(letter if letter.isalnum() else " " for letter in action.lower()).split())
+    if words & _FAILED_WORDS:
+        return AuditOutcome.FAILURE
+    if words & _DENIED_WORDS:
+        return AuditOutcome.DENIED
+    return AuditOutcome.SUCCESS
+
+
 def parse_address(value: object) -> str | None:
     """The plain form of an IP address, or None where `value` is none.
 
@@ -144,9 +172,14 @@ def aware(field: str, value: object) -> datetime:
 
 def _moment(source: IdSource, occurred_at: object, identity: UUID | None) -> datetime:
     if occurred_at is None:
-        stated = time_of(identity) if identity is not None else None
-        if stated is None:
+        if identity is None:
             return from_micros(source.now())
+        stated = time_of(identity)
+        if stated is None:
+            # Events are stored once per time and id: another time at each try would store it again.
+            raise _bad(
+                "id", str(identity), "give a UUID of version 7, which holds the time, or occurred_at too"
+            )
     else:
         stated = aware("occurred_at", occurred_at)
     if not EPOCH <= stated <= datetime.now(UTC) + _AHEAD:
@@ -163,7 +196,7 @@ def _identity(value: object) -> UUID | None:
             return UUID(value)
         except ValueError:
             pass
-    raise _bad("id", value, "give a UUID (version 7 where the time is to be taken from it)")
+    raise _bad("id", value, "give a UUID (of version 7 where there is no occurred_at)")
 
 
 def _text(field: str, value: object) -> str | None:

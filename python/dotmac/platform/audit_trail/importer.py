@@ -1,8 +1,9 @@
 """Taking foreign logs into the trail: constant memory, resumable, bad lines counted and never fatal.
 
-An event's id is made of the source's first line, the line's number and the line itself, so reading a file
-again adds nothing, wherever the file lies by then and however it has grown. Where a run stopped is kept in
-the table `audit_imports`, written after the events before it are durable.
+An event's id is made of the tenant, the source's first line that is not blank, the line's number and the line
+itself, so reading a file again adds nothing, wherever the file lies by then and however it has grown. Where a
+run stopped is kept in the table `audit_imports`, written after the events before it are durable, with a
+digest of the text before it: another file that begins with the same line is read from its start.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ BLOCK_EVENTS = 2_000
 MAX_LINE = 4 << 20
 _MOST_COUNTED = 20_000
 _MOST_KEPT = 100
+_TAIL = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,7 @@ async def import_events(
     if year is not None and not 1970 <= year <= datetime.now(UTC).year:  # noqa: PLR2004 (told in the text)
         raise InvalidArgument("year", year, f"give a year from 1970 to {datetime.now(UTC).year}")
     try:
-        source = _Source(Path(path), format)
+        source = _Source(Path(path), format, tenant_id)
     except OSError as error:
         raise InvalidArgument("path", str(path), f"give a readable file ({error.strerror})") from error
     with source:
@@ -212,14 +214,17 @@ async def import_events(
 class _Source:
     """The file: its identity, its lines with their numbers and places."""
 
-    def __init__(self, path: Path, format: str) -> None:  # noqa: A002 (the command's option)
+    def __init__(self, path: Path, format: str, tenant_id: str | None) -> None:  # noqa: A002 (the command's option)
         self.format = format
         self._file = path.open("rb")
         state = os.fstat(self._file.fileno())
         self.size = state.st_size
         self.changed = datetime.fromtimestamp(state.st_mtime, UTC)
-        first = self._file.readline(MAX_LINE)
-        self.prefix = hashlib.sha256(format.encode() + b"\x00" + first.rstrip(b"\r\n")).digest()
+        first = next((line for line in iter(lambda: self._file.readline(MAX_LINE), b"") if line.strip()), b"")
+        tenant = (tenant_id or "").encode(errors="surrogatepass")
+        self.prefix = hashlib.sha256(
+            b"%s\x00%d\x00%s%s" % (format.encode(), len(tenant), tenant, first.rstrip(b"\r\n"))
+        ).digest()
         self.name = self.prefix.hex()
         self.line = 0
         self._file.seek(0)
@@ -237,6 +242,11 @@ class _Source:
     def go_to(self, position: int, line: int) -> None:
         self._file.seek(position)
         self.line = line
+
+    def digest_before(self, position: int) -> str:
+        """What tells this file from another with the same first line: the text before `position`."""
+        size = min(position, _TAIL)
+        return hashlib.sha256(os.pread(self._file.fileno(), size, position - size)).hexdigest()
 
     def block(self) -> list[tuple[int, bytes]]:
         """The next lines, about as many as one commit takes; the last one only if it is whole."""
@@ -279,6 +289,7 @@ class _Import:
         self._audit = audit
         self._source = source
         self._tenant_id = tenant_id
+        self._start_over = False
         self._zone = zone
         self._progress = progress
         self._on_anomaly = on_anomaly
@@ -294,8 +305,13 @@ class _Import:
             await self._go_on()
         while lines := await asyncio.to_thread(self._source.block):
             await self._take(lines)
+            position = self._source.position
             await self._audit.save_import(
-                self._source.name, self._source.position, self._source.line, self._state()
+                self._source.name,
+                position,
+                self._source.line,
+                self._state() | {"before": self._source.digest_before(position)},
+                start_over=self._start_over,
             )
             if self._progress is not None:
                 found = self._summary
@@ -306,9 +322,12 @@ class _Import:
 
     async def _go_on(self) -> None:
         stopped = await self._audit.load_import(self._source.name)
-        if stopped is None or stopped[0] > self._source.size:
+        if stopped is None:
             return
         position, line, state = stopped
+        if position > self._source.size or state.get("before") != self._source.digest_before(position):
+            self._start_over = True
+            return
         self._source.go_to(position, line)
         self._summary.resumed_at = line
         if self._sshd is not None and state.get("year"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-__all__ = ["AuditCategory", "AuditEvent", "AuditLevel", "AuditOutcome", "parse_choice"]
+__all__ = ["AuditCategory", "AuditEvent", "AuditLevel", "AuditOutcome", "parse_choice", "stored_choice"]
 
 
 class AuditCategory(enum.StrEnum):
@@ -80,12 +80,26 @@ def parse_choice(kind: type[Choice], field: str, value: object) -> Choice:
     raise InvalidEvent(f"{field}: {shown} is not known{hint} Allowed: {', '.join(names)}")
 
 
+def stored_choice(kind: type[Choice], value: str) -> Choice:
+    """The member that a stored value means; for one that this version does not know, a member made for it.
+
+    A later version may have stored it: that must not hide the event, nor the others of its page.
+    """
+    try:
+        return kind(value)
+    except ValueError:
+        made = str.__new__(kind, value)
+        made._name_, made._value_ = value.upper(), value
+        return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEvent:
     """One stored event.
 
     `occurred_at` is when it happened by the clock of the process that logged it, `recorded_at` when the
-    database took it. `anomaly_score` is None where no detector looked at the event.
+    database took it. `anomaly_score` is None where no detector looked at the event. A category, level or
+    outcome of a later version is a member of its enumeration that the enumeration does not list.
     """
 
     id: UUID

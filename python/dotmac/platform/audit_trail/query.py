@@ -22,6 +22,7 @@ from dotmac.platform.audit_trail.models import (
     AuditOutcome,
     Choice,
     parse_choice,
+    stored_choice,
 )
 from dotmac.platform.errors import InvalidArgument, InvalidCursor, InvalidEvent
 
@@ -207,10 +208,10 @@ def event_of(record: asyncpg.Record) -> AuditEvent:
         id=UUID(int=record["id"].int),
         occurred_at=record["occurred_at"].astimezone(UTC),
         recorded_at=record["recorded_at"].astimezone(UTC),
-        category=AuditCategory(record["category"]),
+        category=stored_choice(AuditCategory, record["category"]),
         action=record["action"],
-        level=AuditLevel(record["level"]),
-        outcome=AuditOutcome(record["outcome"]),
+        level=stored_choice(AuditLevel, record["level"]),
+        outcome=stored_choice(AuditOutcome, record["outcome"]),
         user_id=record["user_id"],
         tenant_id=record["tenant_id"],
         resource_type=record["resource_type"],

@@ -12,8 +12,10 @@ one, and it waits for a first try that is still committing; so nothing is stored
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -22,19 +24,23 @@ import asyncpg
 from dotmac.platform import _semconv
 from dotmac.platform.audit_trail.database import Database, backoff, is_transient, meaning
 from dotmac.platform.audit_trail.entry import COLUMNS, Row
+from dotmac.platform.audit_trail.room import Room
 from dotmac.platform.errors import AuditUnavailable, EngineClosed, InvalidEvent
 from dotmac.platform.observability import metrics
 from dotmac.platform.observability.tracing import span
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     Connection = asyncpg.Connection[asyncpg.Record]
+    _Store = Callable[[Connection, list["Item"]], Awaitable[set[object] | None]]
 
 __all__ = ["Item", "Writer"]
 
 MAX_BATCH_BYTES = 16 << 20
+MAX_PENDING_BYTES = 64 << 20
 LANES = 2
+_ROW_BYTES = 1_024  # a row without its metadata, roughly
 
 _TYPES = {"occurred_at": "timestamptz", "id": "uuid", "ip_address": "inet", "metadata": "jsonb"} | {
     "anomaly_score": "float8",
@@ -50,17 +56,24 @@ _INSERT = (
 class Item:
     """One event on its way.
 
-    Attributes: may_exist: the row may be stored already. done: resolves to whether this call stored it.
+    Attributes: may_exist: the row may be stored already. fresh: if so, then by an earlier try of this call.
+        done: resolves to whether this call stored it. size: bytes, roughly.
     """
 
-    __slots__ = ("deadline", "done", "may_exist", "row", "tried")
+    __slots__ = ("deadline", "done", "fresh", "may_exist", "row", "size", "tried")
 
     def __init__(self, row: Row, done: asyncio.Future[bool], deadline: float, *, may_exist: bool) -> None:
         self.row = row
         self.done = done
         self.deadline = deadline
         self.may_exist = may_exist
+        self.fresh = not may_exist
+        self.size = _ROW_BYTES + sys.getsizeof(row.metadata)
         self.tried = False
+
+    def is_new(self, stored: set[object] | None) -> bool:
+        """Did this call store it? `stored`: the ids that the last try stored, None for all of them."""
+        return stored is None or self.fresh or self.row.id in stored
 
 
 class Writer:
@@ -77,7 +90,8 @@ class Writer:
         self._max_pending = database.settings.max_pending
         self._max_batch = database.settings.batch_size
         self._max_wait = database.settings.batch_wait
-        self._room = asyncio.Semaphore(self._max_pending)
+        self._room = Room(self._max_pending, MAX_PENDING_BYTES)
+        self._callers = 0
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Item] = deque()
         self._lanes: set[asyncio.Task[None] | None] = set()
@@ -85,6 +99,7 @@ class Writer:
         self._months: set[tuple[int, int]] = set()
         self._second_lane: asyncio.TimerHandle | None = None
         self._closed = False
+        self._ended = False
 
     async def put(self, row: Row, *, may_exist: bool = False) -> bool:
         """Store one event; returns after its commit.
@@ -92,48 +107,54 @@ class Writer:
         Returns: False where the event was stored before under the same id.
         Raises: AuditUnavailable, SchemaOutdated, ServerRefused, InvalidEvent.
         """
-        deadline = self._loop.time() + self._timeout
-        await self._wait_for_room(deadline)
-        item = Item(row, self._loop.create_future(), deadline, may_exist=may_exist)
-        self._pending.append(item)
-        self._start_lane()
-        return await item.done
+        deadline = self._begin()
+        try:
+            item = Item(row, self._loop.create_future(), deadline, may_exist=may_exist)
+            await self._admit(item)
+            return await item.done
+        finally:
+            self._callers -= 1
 
     async def put_many(self, rows: Iterable[Row], *, may_exist: bool) -> list[bool]:
         """Store a block of events, as `put` does each; the block shares one deadline."""
-        deadline = self._loop.time() + self._timeout
+        deadline = self._begin()
         items: list[Item] = []
         try:
             for row in rows:
-                await self._wait_for_room(deadline)
-                item = Item(row, self._loop.create_future(), deadline, may_exist=may_exist)
-                items.append(item)
-                self._pending.append(item)
-                self._start_lane()
+                items.append(Item(row, self._loop.create_future(), deadline, may_exist=may_exist))
+                await self._admit(items[-1])
+            answers = await asyncio.gather(*(item.done for item in items), return_exceptions=True)
         except BaseException:
             for item in items:
                 item.done.cancel()  # nobody waits for them any more
             raise
-        answers = await asyncio.gather(*(item.done for item in items), return_exceptions=True)
+        finally:
+            self._callers -= 1
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
         return [answer is True for answer in answers]
 
-    async def _wait_for_room(self, deadline: float) -> None:
+    def _begin(self) -> float:
         if self._closed:
             raise EngineClosed("the audit writer of this event loop was closed while an event was on its way")
-        if not self._room.locked():
-            await self._room.acquire()
-            return
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._room.acquire()
-        except TimeoutError:
-            raise AuditUnavailable(
-                f"{self._max_pending} events wait for the audit database already and none left within "
-                f"{self._timeout:g} s; this one was not stored"
-            ) from None
+        self._callers += 1
+        return self._loop.time() + self._timeout
+
+    async def _admit(self, item: Item) -> None:
+        if not self._room.enter_now(item.size):
+            try:
+                async with asyncio.timeout_at(item.deadline):
+                    await self._room.enter(item.size)
+            except TimeoutError:
+                raise AuditUnavailable(
+                    f"{self._max_pending} events wait for the audit database already, or "
+                    f"{MAX_PENDING_BYTES >> 20} MiB of them, and too few left within {self._timeout:g} s; "
+                    "this one was not stored",
+                    item.row.id,
+                ) from None
+        self._pending.append(item)
+        self._start_lane()
 
     # --- lanes
 
@@ -167,11 +188,9 @@ class Writer:
         try:
             await self._store(batch)
         finally:
-            left = [item for item in batch if not item.done.done()]
-            if left:  # the lane was cancelled in the middle: nobody may wait for ever
-                self._fail(left, self._unknown(left, "the event loop is being stopped"))
-            for _ in batch:
-                self._room.release()
+            for item in batch:  # where the lane was cancelled in the middle: nobody may wait for ever
+                self._not_confirmed(item, "the event loop is being stopped")
+                self._room.leave(item.size)
 
     def _take(self) -> list[Item]:
         batch: list[Item] = []
@@ -179,12 +198,13 @@ class Writer:
         while self._pending and len(batch) < self._max_batch and size < MAX_BATCH_BYTES:
             item = self._pending.popleft()
             batch.append(item)
-            size += len(item.row.metadata)
+            size += item.size
         return batch
 
     async def _store(self, batch: list[Item]) -> None:  # noqa: C901, PLR0912 (one branch per fate)
         """Store the batch, or give each of its callers an error by its deadline."""
         attempt = 0
+        partitions_looked_up = False
         cause: BaseException | None = None
         while batch := self._expire(batch, cause):
             try:
@@ -195,11 +215,11 @@ class Writer:
                     item.may_exist = True
                 continue
             except asyncpg.CheckViolationError as error:  # the month's partition was dropped meanwhile
-                if attempt:
+                if partitions_looked_up:
                     self._fail(batch, meaning(error))
                     return
                 self._months.clear()
-                attempt += 1
+                partitions_looked_up = True
                 continue
             except asyncpg.DataError as error:
                 await self._split(batch, error)
@@ -220,7 +240,7 @@ class Writer:
             else:
                 for item in batch:
                     if not item.done.done():
-                        item.done.set_result(new is None or item.row.id in new)
+                        item.done.set_result(item.is_new(new))
                 return
             for item in batch:
                 item.may_exist = item.may_exist or item.tried
@@ -250,9 +270,7 @@ class Writer:
             raise
         metrics.histogram(_semconv.AUDIT_COMMIT_DURATION).record(time.monotonic() - began)
         metrics.histogram(_semconv.AUDIT_BATCH_SIZE).record(len(batch))
-        kinds = Counter(
-            (item.row.category, item.row.level) for item in batch if new is None or item.row.id in new
-        )
+        kinds = Counter((item.row.category, item.row.level) for item in batch if item.is_new(new))
         for (category, level), count in kinds.items():
             attributes = {_semconv.AUDIT_CATEGORY: category, _semconv.AUDIT_LEVEL: level}
             metrics.counter(_semconv.AUDIT_EVENTS).add(count, attributes)
@@ -268,26 +286,45 @@ class Writer:
             repeated = any(item.may_exist for item in batch)
             for item in batch:
                 item.tried = True
-            if repeated:
-                columns: Sequence[tuple[object, ...]] = list(zip(*(item.row for item in batch), strict=True))
-                new = {record["id"] for record in await connection.fetch(_INSERT, *columns)}
+            store = self._insert if repeated else self._copy
+            if self._database.lazy_commits:
+                new = await self._durably(store, connection, batch)
             else:
-                rows = [item.row for item in batch]
-                await connection.copy_records_to_table("audit_events", records=rows, columns=COLUMNS)
-                new = None
-        except asyncpg.PostgresError as error:
-            # The server answered, so the connection is sound, unless the answer was its farewell.
-            if connection is not None and not is_transient(error) and not connection.is_closed():
-                self._idle.append(connection)
-            elif connection is not None:
-                connection.terminate()
-            raise
-        except BaseException:
+                new = await store(connection, batch)
+        except BaseException as error:
             if connection is not None:
-                connection.terminate()
+                # Where the server answered, the connection is sound, unless the answer was its farewell.
+                refused = isinstance(error, asyncpg.PostgresError) and not is_transient(error)
+                self._put_back(connection, sound=refused and not connection.is_in_transaction())
             raise
-        self._idle.append(connection)
+        self._put_back(connection, sound=True)
         return new
+
+    @staticmethod
+    async def _insert(connection: Connection, batch: list[Item]) -> set[object]:
+        columns: Sequence[tuple[object, ...]] = list(zip(*(item.row for item in batch), strict=True))
+        return {record["id"] for record in await connection.fetch(_INSERT, *columns)}
+
+    @staticmethod
+    async def _copy(connection: Connection, batch: list[Item]) -> None:
+        rows = [item.row for item in batch]
+        await connection.copy_records_to_table("audit_events", records=rows, columns=COLUMNS)
+
+    @staticmethod
+    async def _durably(store: _Store, connection: Connection, batch: list[Item]) -> set[object] | None:
+        """Acknowledged means durable. Asked for per transaction: a pooler forgets a session's settings."""
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("SET LOCAL synchronous_commit = on")
+        new = await store(connection, batch)
+        await transaction.commit()
+        return new
+
+    def _put_back(self, connection: Connection, *, sound: bool) -> None:
+        if sound and not connection.is_closed() and not self._ended:
+            self._idle.append(connection)
+        else:
+            connection.terminate()
 
     async def _ensure_partitions(self, connection: Connection, batch: list[Item]) -> None:
         wanted = {
@@ -306,19 +343,22 @@ class Writer:
 
     def _expire(self, batch: list[Item], cause: BaseException | None) -> list[Item]:
         now = self._loop.time()
-        late = [item for item in batch if item.deadline <= now]
-        if late:
-            why = f"{type(cause).__name__}: {cause}" if cause is not None else "it is busy"
-            self._fail(late, self._unknown(late, why))
+        why = f"{type(cause).__name__}: {cause}" if cause is not None else "it is busy"
+        for item in batch:
+            if item.deadline <= now:
+                self._not_confirmed(item, why)
         # A caller that gave up before anything was sent is not stored behind its back.
         return [item for item in batch if not item.done.done()]
 
-    def _unknown(self, items: list[Item], why: str) -> AuditUnavailable:
-        fate = "may or may not have been stored" if any(item.tried for item in items) else "was not stored"
-        return AuditUnavailable(
-            f"the audit database did not confirm within {self._timeout:g} s ({why}); the event {fate}; "
-            "logging it again with the same id can't store it twice"
+    def _not_confirmed(self, item: Item, why: str) -> None:
+        if item.done.done():
+            return
+        fate = "may or may not have been stored" if item.tried else "was not stored"
+        text = (
+            f"the audit database did not confirm within {self._timeout:g} s ({why}); event {item.row.id} "
+            f"{fate}; logging it again with this id can't store it twice"
         )
+        item.done.set_exception(AuditUnavailable(text, item.row.id))
 
     @staticmethod
     def _fail(batch: list[Item], error: Exception) -> None:
@@ -331,11 +371,15 @@ class Writer:
         self._closed = True
         if self._second_lane is not None:
             self._second_lane.cancel()
-        if self._pending and not self._lanes:
-            self._start_lane()
-        lanes = [lane for lane in self._lanes if lane is not None]
-        if lanes:
-            await asyncio.wait(lanes, timeout=2 * self._timeout)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2 * self._timeout):
+                # Callers that wait for room were let in before the end: they are served too.
+                while self._callers or self._pending or self._lanes:
+                    if self._pending and not self._lanes:
+                        self._open_lane()
+                    lanes = [lane for lane in self._lanes if lane is not None]
+                    await (asyncio.wait(lanes) if lanes else asyncio.sleep(0))
+        self._ended = True
         idle, self._idle = self._idle, []
         for connection in idle:
             try:

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from dotmac.platform.cli.output import show_json, show_table
+from dotmac.platform.cli.output import show_json, show_table, visible
 from dotmac.platform.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def tail(
                 if as_json:
                     line = json.dumps(event.to_dict(), ensure_ascii=False)
                 else:
-                    line = "  ".join(cell for cell in _cells(event) if cell)
+                    line = "  ".join(visible(cell) for cell in _cells(event) if cell)
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
                 shown += 1
@@ -225,7 +225,7 @@ def _show_summary(found: ImportSummary) -> None:
         f"{found.skipped} lines without an event, {found.bad} bad"
     )
     for number, why in found.bad_lines:
-        typer.echo(f"  line {number}: {why}")
+        typer.echo(f"  line {number}: {visible(why)}")
     if found.bad > len(found.bad_lines):
         typer.echo(f"  … and {found.bad - len(found.bad_lines)} more")
     if found.failures:

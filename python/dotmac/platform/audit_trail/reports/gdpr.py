@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dotmac.platform.audit_trail.reports.spec import (
+    ANOMALY,
     PERIOD,
     SUBJECT,
     TIME,
@@ -97,7 +98,7 @@ SPEC = Spec(
             "security_events",
             "Security events and anomalies",
             "Art. 32(1)(b), (d)",
-            "e.category = 'security' OR e.anomaly_score >= 0.5",
+            f"e.category = 'security' OR {ANOMALY}",
             "time user tenant address category action level outcome anomaly_score anomaly_reason",
             "No security event and no anomaly was logged in the period.",
         ),

@@ -8,6 +8,9 @@ __all__ = ["SectionSpec", "Spec", "listing", "named"]
 
 # Parameters of every statement: the period, the tenant or NULL, the zone of days and hours, the seed.
 PERIOD = "e.occurred_at >= $1 AND e.occurred_at < $2 AND ($3::text IS NULL OR e.tenant_id = $3)"
+# In the place of `$threshold` comes the score from which an event is an anomaly, by the settings.
+THRESHOLD = "$threshold"
+ANOMALY = f"e.anomaly_score >= {THRESHOLD}"
 TIME = """to_char(e.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
 
 _EXPRESSIONS = {

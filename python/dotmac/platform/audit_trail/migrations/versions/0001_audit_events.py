@@ -79,7 +79,11 @@ STATEMENTS = (
         END IF;
         IF to_regclass(quote_ident(leaf)) IS NULL THEN
             PERFORM pg_advisory_xact_lock(4843917210475301);
-            IF to_regclass(quote_ident(leaf)) IS NULL THEN
+            -- A query, which sees what others committed meanwhile; to_regclass may answer from its cache.
+            IF NOT EXISTS (
+                SELECT FROM pg_catalog.pg_class WHERE relname = leaf AND relnamespace = (
+                    SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'audit_events'::regclass)
+            ) THEN
                 -- Attached, not created in place: writers of other months are not held up meanwhile.
                 EXECUTE format(
                     'CREATE TABLE %I (LIKE audit_events INCLUDING DEFAULTS INCLUDING COMMENTS)', leaf);
