@@ -3,20 +3,21 @@
 //! No sockets here: requests, pushes, answers and time come in, calls to make come out. What is registered is
 //! told again whenever a session opens, and whenever heartbeats failed for so long that the server may have
 //! dropped it; what is deregistered is told until it is answered.
-use std::collections::{BTreeMap, HashMap};
+mod watches;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dotmac_core::lease::Micros;
-use dotmac_core::registry::{Entry, Offer, Reading, Verdict, Watch};
+use dotmac_core::registry::{Reading, Watch};
 
 use crate::Outcome;
 use crate::node::{Arg, Call};
 use crate::scripts::{REGISTRY_SUFFIXES, Script};
 use crate::wire::Value;
+use watches::{Watches, fetch};
 
-/// As long as sessions have to come back to a server that lost its data, and a little more.
-const GRACE: Micros = 3_500_000;
 /// Dead registrations are looked for this often, by every process that uses the registry.
 const SWEEP: Micros = 1_000_000;
 /// As many are looked at in one step.
@@ -121,16 +122,6 @@ struct Bound {
     leaving: bool,
 }
 
-#[derive(Debug, Default)]
-struct Following {
-    watch: Arc<Watch>,
-    /// Number of the last call that reads it.
-    fetch: u64,
-    /// It changed again while that call was on its way.
-    again: bool,
-    confirm_at: Option<Micros>,
-}
-
 /// Counters.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
@@ -148,7 +139,7 @@ pub struct Counts {
 #[derive(Debug, Default)]
 pub struct Registry {
     bound: BTreeMap<String, Bound>,
-    watched: HashMap<String, Following>,
+    watches: Watches,
     sweep_due: Micros,
     added: Option<Micros>,
     removed: Vec<Micros>,
@@ -159,14 +150,19 @@ pub struct Registry {
 impl Registry {
     // ---- callers
 
-    /// The watch of a service; it stays empty until the service is followed.
+    /// The watch of a service; it stays empty until the service is read. It is followed while it is held.
     pub fn watch(&mut self, service: &str) -> Arc<Watch> {
-        Arc::clone(&self.watched.entry(service.to_owned()).or_default().watch)
+        self.watches.watch(service)
     }
 
     /// Whether a service is followed.
     pub fn follows(&self, service: &str) -> bool {
-        self.watched.contains_key(service)
+        self.watches.follows(service)
+    }
+
+    /// How many services are followed.
+    pub fn followed(&self) -> usize {
+        self.watches.len()
     }
 
     /// How many instances are kept registered.
@@ -176,7 +172,7 @@ impl Registry {
 
     /// How often an instance was chosen, over all services.
     pub fn picks(&self) -> u64 {
-        self.watched.values().map(|f| f.watch.picks()).sum()
+        self.watches.picks()
     }
 
     /// What a request leads to.
@@ -239,7 +235,7 @@ impl Registry {
                 }
             }
             Request::Follow { service, changed } => {
-                self.watched.entry(service.clone()).or_default();
+                self.watches.watch(service);
                 let reading = if *changed {
                     Reading::Second
                 } else {
@@ -295,24 +291,20 @@ impl Registry {
         let Task::Fetch(service, _) = task else {
             return None;
         };
-        self.watched.get(service).map(|f| f.fetch)
+        self.watches.fetching(service)
     }
 
     /// The service changed while it is being read.
     pub fn again(&mut self, task: &Task) {
-        if let Task::Fetch(service, _) = task
-            && let Some(following) = self.watched.get_mut(service)
-        {
-            following.again = true;
+        if let Task::Fetch(service, _) = task {
+            self.watches.again(service);
         }
     }
 
     /// A task's call is on its way under this number.
     pub fn sent(&mut self, task: &Task, id: u64) {
-        if let Task::Fetch(service, _) = task
-            && let Some(following) = self.watched.get_mut(service)
-        {
-            following.fetch = id;
+        if let Task::Fetch(service, _) = task {
+            self.watches.sent(service, id);
         }
     }
 
@@ -336,11 +328,7 @@ impl Registry {
             })
             .collect();
         // What this process follows itself shows what it registers itself: hence the order.
-        steps.extend(
-            self.watched
-                .keys()
-                .map(|service| fetch(service, Reading::First)),
-        );
+        steps.extend(self.watches.fetch_all());
         steps
     }
 
@@ -351,36 +339,23 @@ impl Registry {
 
     /// The connection is gone: what is known still serves, and is marked.
     pub fn disconnected(&mut self) {
-        for following in self.watched.values_mut() {
-            following.watch.mark_stale();
-            following.confirm_at = None;
-        }
+        self.watches.disconnected();
     }
 
     /// The server announced a change.
     pub fn on_change(&mut self, payload: &str) -> Vec<(Call, Task)> {
         match payload.split_once('\0') {
-            Some((service, revision))
-                if self
-                    .watched
-                    .get(service)
-                    .is_some_and(|f| f.watch.is_news(revision)) =>
-            {
-                vec![fetch(service, Reading::First)]
-            }
-            _ => Vec::new(),
+            Some((service, revision)) => self.watches.on_change(service, revision),
+            None => Vec::new(),
         }
     }
 
     /// When the registry has something to do by itself.
     pub fn next_due(&self) -> Micros {
-        if self.bound.is_empty() && self.watched.is_empty() {
+        if self.bound.is_empty() && self.watches.len() == 0 {
             return Micros::MAX;
         }
-        self.watched
-            .values()
-            .filter_map(|f| f.confirm_at)
-            .fold(self.sweep_due, Micros::min)
+        self.sweep_due.min(self.watches.next_due())
     }
 
     /// Time passes.
@@ -391,6 +366,7 @@ impl Registry {
         }
         if self.sweep_due <= now {
             self.sweep_due = now + SWEEP;
+            self.watches.tidy();
             steps.push((
                 call(
                     Script::Sweep,
@@ -399,12 +375,7 @@ impl Registry {
                 Task::Sweep,
             ));
         }
-        for (service, following) in &mut self.watched {
-            if following.confirm_at.is_some_and(|at| at <= now) {
-                following.confirm_at = None;
-                steps.push(fetch(service, Reading::Settled));
-            }
-        }
+        steps.extend(self.watches.tick(now));
         steps
     }
 
@@ -421,7 +392,10 @@ impl Registry {
                 }
             },
             Task::Leave(key, epoch) => self.forget(key, *epoch, true),
-            Task::Fetch(service, reading) => return self.on_fetch(now, service, *reading, value),
+            Task::Fetch(service, reading) => {
+                self.counts.fetches += 1;
+                return self.watches.on_fetch(now, service, *reading, value);
+            }
             Task::Sweep => {
                 let swept = value.int().unwrap_or(0);
                 self.counts.swept += swept.unsigned_abs();
@@ -450,42 +424,6 @@ impl Registry {
             self.removed.push(bound.ttl);
         }
     }
-
-    fn on_fetch(
-        &mut self,
-        now: Micros,
-        service: &str,
-        reading: Reading,
-        value: &Value,
-    ) -> Vec<(Call, Task)> {
-        self.counts.fetches += 1;
-        let Some(following) = self.watched.get_mut(service) else {
-            return Vec::new();
-        };
-        let mut steps = Vec::new();
-        if let [epoch, revision, entries @ ..] = value.items() {
-            let offer = Offer {
-                epoch: epoch.text().unwrap_or_default(),
-                revision: revision.text().unwrap_or_default(),
-                entries: entries
-                    .iter()
-                    .filter_map(Value::text)
-                    .map(Entry::from)
-                    .collect(),
-            };
-            match following.watch.offer(&offer, reading) {
-                Verdict::Accepted => following.confirm_at = None,
-                Verdict::Confirm => steps.push(fetch(service, Reading::Second)),
-                Verdict::AfterGrace => {
-                    following.confirm_at.get_or_insert(now + GRACE);
-                }
-            }
-        }
-        if std::mem::take(&mut following.again) && steps.is_empty() {
-            steps.push(fetch(service, Reading::First));
-        }
-        steps
-    }
 }
 
 fn key(service: &str, id: &str) -> String {
@@ -506,11 +444,4 @@ fn call(script: Script, args: Vec<Arg>) -> Call {
         keys: &REGISTRY_SUFFIXES,
         args,
     }
-}
-
-fn fetch(service: &str, reading: Reading) -> (Call, Task) {
-    (
-        call(Script::Fetch, vec![text(service)]),
-        Task::Fetch(service.to_owned(), reading),
-    )
 }

@@ -101,6 +101,18 @@ impl Service {
         self.watch.is_stale()
     }
 
+    /// How often one of its instances was picked, by any picker.
+    #[getter]
+    fn picks(&self) -> u64 {
+        self.watch.picks()
+    }
+
+    /// Whether no instance is known.
+    #[getter]
+    fn empty(&self) -> bool {
+        self.watch.current().1.instances.is_empty()
+    }
+
     /// Stored records that could not be read.
     #[getter]
     fn malformed(&self) -> usize {

@@ -201,10 +201,11 @@ impl EngineHandle {
         let (counts, open, held) = (state.counts, state.open(), state.client.held());
         let (unanswered, sid) = (state.client.unanswered(), state.client.session.sid());
         let (registered, registry) = (state.registry.registered(), state.registry.counts);
-        let picks = state.registry.picks();
+        let (picks, followed) = (state.registry.picks(), state.registry.followed());
         drop(state);
         let found = PyDict::new(py);
         found.set_item("registered", registered)?;
+        found.set_item("followed", followed)?;
         found.set_item("picks", picks)?;
         found.set_item("reregistered", registry.reregistered)?;
         found.set_item("taken_over", registry.taken_over)?;

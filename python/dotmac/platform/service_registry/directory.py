@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import TYPE_CHECKING, Any
 
 from dotmac.platform import _native
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from dotmac.platform.connection.engine import Link
 
 __all__ = ["Directory", "check_strategy"]
+
+# Names under which nothing is registered may come from anywhere, such as a request: so many are followed at
+# most, and none for longer than this (seconds) after its last use.
+_MOST_EMPTY = 256
+_IDLE = 300.0
+_TIDY_EVERY = 60.0
+_MOST_PICKERS = 1024
 
 
 def check_strategy(strategy: object) -> str:
@@ -50,6 +58,10 @@ class Directory:
         self._pickers: dict[tuple[str, str, tuple[str, ...]], _native.Picker] = {}
         # The commonest pick of each service, found by its name alone.
         self.plain: dict[str, Callable[[], ServiceInstance | None]] = {}
+        # When each service was used last, as far as is known, and how often it had been picked from then.
+        self._used: dict[str, tuple[float, int]] = {}
+        self._tidy_at = time.monotonic() + _TIDY_EVERY
+        self._most = _MOST_EMPTY
 
     def close(self) -> None:
         """Nothing can be looked up any more."""
@@ -102,15 +114,43 @@ class Directory:
 
     def _service(self, name: str) -> _native.Service:
         service = self._services.get(check_name(name))
+        now = time.monotonic()
         if service is None:
             made = self._link.engine().service(name, ServiceInstance.from_record)
             service = self._services.setdefault(name, made)
+        self._used[name] = (now, service.picks)
+        if now >= self._tidy_at or len(self._services) > self._most:
+            self._tidy(now)
         return service
+
+    def _tidy(self, now: float) -> None:
+        """Follows no longer what is empty and was not used for long; the engine drops what nobody holds."""
+        empty = []
+        for name, service in list(self._services.items()):
+            at, picks = self._used.get(name, (now, 0))
+            if service.picks != picks:
+                at = now
+            self._used[name] = (at, service.picks)
+            if service.empty:
+                empty.append((at, name))
+        empty.sort()
+        # A quarter more than necessary, so that not every new name looks at all of them.
+        excess = len(empty) - _MOST_EMPTY * 3 // 4 if len(empty) > _MOST_EMPTY else 0
+        gone = {name for n, (at, name) in enumerate(empty) if n < excess or at + _IDLE <= now}
+        for name in gone:
+            for known in (self.plain, self._services, self._used):
+                known.pop(name, None)
+        for key in [key for key in list(self._pickers) if key[0] in gone]:
+            self._pickers.pop(key, None)
+        self._most = len(self._services) + max(1, _MOST_EMPTY - (len(empty) - len(gone)))
+        self._tidy_at = now + _TIDY_EVERY
 
     def _new_picker(self, service: _native.Service, key: tuple[str, str, tuple[str, ...]]) -> _native.Picker:
         name, strategy, tags = key
         conditions = check_filter(tags, (), (), None, None)
         made = service.picker(strategy or self.strategy, conditions, self._panic, secrets.randbits(64))
+        if len(self._pickers) >= _MOST_PICKERS:
+            self._pickers.pop(next(iter(list(self._pickers))), None)
         picker = self._pickers.setdefault(key, made)
         if not strategy and not tags:
             self.plain[name] = picker.pick
