@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import dataclasses
 import os
 import secrets
 import time
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from dotmac.platform import _native, _semconv
 from dotmac.platform.connection.clients import target_from_client
 from dotmac.platform.connection.engine import Link, failure
-from dotmac.platform.errors import EngineClosed, InstanceConflict, InstanceNotFound, InvalidArgument
+from dotmac.platform.errors import DotmacError, EngineClosed, InstanceConflict
 from dotmac.platform.observability.metrics import counter
 from dotmac.platform.observability.tracing import span
 from dotmac.platform.observability.unified_logging import get_logger
@@ -21,6 +21,7 @@ from dotmac.platform.service_registry import arguments
 from dotmac.platform.service_registry.directory import Directory, check_strategy
 from dotmac.platform.service_registry.health import HealthMonitor, HealthSettings
 from dotmac.platform.service_registry.models import ServiceInstance
+from dotmac.platform.service_registry.registrations import Registrations, check_reply, register_request
 from dotmac.platform.service_registry.usage import Usage
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ class ServiceRegistry:
     Raises: InvalidArgument, ConfigurationError: an argument or a setting can't be used.
     """
 
-    _own: dict[tuple[str, str], ServiceInstance]
-    _by_address: dict[tuple[str, str, int], str]
+    _own: Registrations
     _monitor: HealthMonitor | None
 
     def __init__(
@@ -167,11 +167,12 @@ class ServiceRegistry:
         Returns: the instance.
         Raises: InvalidArgument: an argument can't be used. InstanceConflict: a live session has that
             instance_id.
-            ServerUnavailable, ServerRefused: the server's side failed; nothing is registered.
+            ServerUnavailable, ServerRefused: the server's side failed; what was registered before stays so,
+            and nothing else is registered.
         """
         name, host, port = arguments.check_name(name), arguments.check_host(host), arguments.check_port(port)
         if instance_id is None:
-            instance_id = self._by_address.get((name, host, port)) or f"{name[:64]}-{secrets.token_hex(8)}"
+            instance_id = self._own.id_at(name, host, port) or f"{name[:64]}-{secrets.token_hex(8)}"
         instance = ServiceInstance(
             id=arguments.check_name(instance_id, "instance_id"),
             name=name,
@@ -185,34 +186,24 @@ class ServiceRegistry:
             zone=None if zone is None else arguments.check_text(zone, "zone"),
             ttl=self._ttl if ttl is None else self._check_ttl(ttl),
             registered_at=round(time.time(), 3),
-            epoch=self._next_epoch(),
+            epoch=self._own.next_epoch(),
         )
-        request = _native.RegistryRequest.register(
-            name,
-            instance.id,
-            instance.epoch,
-            round(instance.ttl * 1000),
-            replace,
-            arguments.check_record_size(instance.to_record()),
-        )
+        request = register_request(instance, replace=replace)
         with span(_semconv.SPAN_REGISTRY_REGISTER, {_semconv.REGISTRY_SERVICE: name}):
             self._check_open()
             side = await self._link.side()
+            engine, before = self._link.engine(), self._own.get(name, instance.id)
             try:
-                reply = await side.bridge.registry(request)
-            except asyncio.CancelledError:
-                self._link.engine().tell(_native.RegistryRequest.deregister(name, instance.id))
+                check_reply(await side.bridge.registry(request), instance, self._link)
+                self._check_open()  # it may have been closed meanwhile
+                self._own.put(instance)
+                await self._reread(name)
+            except InstanceConflict:
+                self._own.drop(instance)
                 raise
-            if isinstance(reply, tuple):
-                # It may have arrived all the same; the engine repeats this until it is answered.
-                if reply[0] != "closed":
-                    self._link.engine().tell(_native.RegistryRequest.deregister(name, instance.id))
-                raise failure(reply, f"registering {name!r}", self._link)
-            if reply[0] < 0:
-                raise _conflict(instance, reply)
-            self._own[name, instance.id] = instance
-            self._by_address[name, host, port] = instance.id
-            await self._reread(name)
+            except BaseException:
+                self._undo(engine, instance, before)
+                raise
         counter(_semconv.REGISTRY_REGISTRATIONS).add(1)
         return instance
 
@@ -226,11 +217,10 @@ class ServiceRegistry:
             answer
             in time; it is told as soon as it answers again.
         """
-        own = self._find_own(instance)
+        own = self._own.find(instance)
         with span(_semconv.SPAN_REGISTRY_DEREGISTER, {_semconv.REGISTRY_SERVICE: own.name}):
             side = await self._link.side()
-            self._own.pop((own.name, own.id), None)
-            self._by_address.pop((own.name, own.host, own.port), None)
+            self._own.drop(own)
             reply = await side.bridge.registry(_native.RegistryRequest.deregister(own.name, own.id))
             if isinstance(reply, tuple):
                 raise failure(reply, f"deregistering {own.name!r}", self._link)
@@ -400,29 +390,20 @@ class ServiceRegistry:
         """Takes out what it registered, ends its health checks and leaves the server. Idempotent."""
         if self._closed:
             return
-        self._closed = True
-        self._directory.close()
-        await self.stop_health_monitoring()
-        own, self._own = list(self._own.values()), {}
-        if own:
-            side = await self._link.side()
-            requests = [_native.RegistryRequest.deregister(i.name, i.id) for i in own]
-            # What can't be told now dies with its session, within its ttl.
-            await asyncio.gather(*(side.bridge.registry(request) for request in requests))
-        await self._link.aclose()
+        self._say_goodbye()
+        try:
+            await self.stop_health_monitoring()
+        finally:
+            await self._link.aclose()
 
     def close(self) -> None:
         """`aclose` for threads without an event loop."""
         if self._closed:
             return
-        self._closed = True
-        self._directory.close()
+        self._say_goodbye()
         monitor, self._monitor = self._monitor, None
         if monitor is not None:
             monitor.abandon()
-        own, self._own = list(self._own.values()), {}
-        for instance in own:
-            self._link.engine().registry(_native.RegistryRequest.deregister(instance.name, instance.id))
         self._link.close()
 
     async def __aenter__(self) -> Self:
@@ -437,49 +418,49 @@ class ServiceRegistry:
 
     def _after_fork(self) -> None:
         """A new process: nothing is registered here, nothing is followed, no task runs."""
-        self._own, self._by_address = {}, {}
+        self._own = Registrations()
         self._directory.forget()
         self._monitor = None
-        self._last_epoch = 0
+
+    def _say_goodbye(self) -> None:
+        """Waits for nothing: the engine repeats it until it is answered, or ends the session."""
+        self._closed = True
+        self._directory.close()
+        for instance in self._own.take_all():
+            self._link.engine().tell(_native.RegistryRequest.deregister(instance.name, instance.id))
 
     def _check_open(self) -> None:
         if self._closed:
             raise EngineClosed("this registry was closed; make a new one")
 
-    def _next_epoch(self) -> int:
-        self._last_epoch = max(self._last_epoch + 1, time.time_ns() // 1000)
-        return self._last_epoch
+    def _undo(
+        self, engine: _native.Engine, instance: ServiceInstance, before: ServiceInstance | None
+    ) -> None:
+        """A registration failed, though it may have arrived: what was there before is told again, or nothing.
+
+        The engine repeats both until they are answered.
+        """
+        if before is None or self._closed:
+            self._own.drop(instance)
+            engine.tell(_native.RegistryRequest.deregister(instance.name, instance.id))
+        else:
+            before = dataclasses.replace(before, epoch=self._own.next_epoch())
+            self._own.put(before)
+            engine.tell(register_request(before, replace=False))
 
     def _check_ttl(self, value: object, field: str = "ttl") -> float:
         return arguments.check_number(value, field, arguments.SHORTEST_TTL, arguments.LONGEST_TTL)
 
-    def _find_own(self, instance: object) -> ServiceInstance:
-        if isinstance(instance, ServiceInstance):
-            own = self._own.get((instance.name, instance.id))
-        elif isinstance(instance, str):
-            own = next((mine for mine in self._own.values() if mine.id == instance), None)
-        else:
-            raise InvalidArgument("instance", instance, "it must be a ServiceInstance or the id of one")
-        if own is None:
-            raise InstanceNotFound(
-                f"{instance!r} is not registered by this registry; only the one that did can take it out"
-            )
-        return own
-
     async def _reread(self, name: str) -> None:
         """After a change of our own: the next lookup sees it, if this process follows the service."""
-        if self._link.engine().follows(name):
+        if not self._link.engine().follows(name):
+            return
+        try:
             await self._directory.ask(_native.RegistryRequest.follow(name, True), f"reading {name!r}")
-
-
-def _conflict(instance: ServiceInstance, reply: list[Any]) -> InstanceConflict:
-    if len(reply) > 2:  # noqa: PLR2004 - the session that has it, and who that is
-        who = json.loads(reply[2])
-        return InstanceConflict(
-            f"{instance.name!r} instance {instance.id!r} is registered by process {who.get('pid')} on "
-            f"{who.get('host')}, which is alive; choose another instance_id, or replace=True"
-        )
-    return InstanceConflict(f"{instance.name!r} instance {instance.id!r} has a newer registration")
+        except (
+            DotmacError
+        ) as error:  # the change itself was made, and its announcement leads to a reading too
+            _log.warning("a service can't be read after a change", service=name, error=str(error))
 
 
 def _in_child() -> None:
