@@ -31,6 +31,8 @@ import asyncpg
 import pytest
 
 from dotmac.platform.audit_trail import AuditAggregator, AuditCategory, AuditTrailConfig, schema, writer
+from dotmac.platform.audit_trail.anomaly import Anomaly
+from dotmac.platform.audit_trail.telling import Teller
 from dotmac.platform.connection.embedded import EmbeddedPostgres
 from dotmac.platform.core.unified_config import reload_config
 from dotmac.platform.errors import (
@@ -269,20 +271,37 @@ async def test_a_value_of_a_later_version(server, owner, unique):
 
 
 async def test_a_callback_that_hangs(server):
-    done, hang = [], asyncio.Event()
+    entered = []
 
     async def callback(anomaly):
-        await hang.wait()
-        done.append(anomaly)
+        entered.append(anomaly)
+        await asyncio.Event().wait()
 
-    audit = AuditAggregator(server.url, timeout=0.5, anomaly_threshold=1e-9, on_anomaly=callback)
-    began = time.monotonic()
-    while not (await audit._state()).teller._running:
-        await audit.log_event("AUTHENTICATION", "login", **ANOMALOUS)
-    assert time.monotonic() - began < 5
-    hang.set()
-    await audit.aclose()
-    assert len(done) == 1
+    async with asyncio.timeout(10):
+        async with AuditAggregator(
+            server.url, timeout=0.5, anomaly_threshold=1e-9, on_anomaly=callback
+        ) as audit:
+            while not entered:
+                await audit.log_event("AUTHENTICATION", "login", **ANOMALOUS)
+
+
+async def test_aclose_waits_for_a_callback_that_goes_on_beside():
+    ended, go_on = [], asyncio.Event()
+
+    async def callback(anomaly):
+        await go_on.wait()
+        ended.append(anomaly)
+
+    teller = Teller(callback, timeout=20)
+    anomaly = Anomaly(
+        event_id=uuid.uuid4(), occurred_at=datetime.now(UTC), category="security", action="x", user_id=None,
+        tenant_id=None, ip_address=None, score=1.0, reasons=(),
+    )  # fmt: skip
+    await teller.tell(anomaly, asyncio.get_running_loop().time() + 0.01)
+    assert ended == []
+    go_on.set()
+    await teller.aclose()
+    assert ended == [anomaly]
 
 
 def test_a_loop_that_has_ended_is_let_go(server):
