@@ -120,7 +120,7 @@ async def test_a_database_that_is_away_at_the_start_is_told_in_time(unused_tcp_p
             began = time.monotonic()
             with pytest.raises(AuditUnavailable, match="1 s"):
                 await call()
-            assert 0.5 < time.monotonic() - began < 3
+            assert 0.3 < time.monotonic() - began < 3  # a pause that would end too late is not begun
 
 
 async def test_a_server_that_does_not_answer_is_told_in_time():
@@ -178,7 +178,9 @@ async def test_the_bound_of_waiting_events_is_kept(server, unique):
         finally:
             await asyncio.to_thread(server.resume)
         assert all(isinstance(answer, AuditUnavailable) for answer in answers)
-        assert sum("10 events wait" in str(answer) for answer in answers) == 20
+        # Only those that had room were sent; who got some in the last moment was too late for more.
+        assert sum("may or may not" in str(answer) for answer in answers) == 10
+        assert sum("was not stored" in str(answer) for answer in answers) == 20
         await asyncio.gather(*(audit.log_event("SECURITY", "y", tenant_id=unique) for _ in range(30)))
 
 
