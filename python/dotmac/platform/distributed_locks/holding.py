@@ -135,10 +135,16 @@ class Holding:
             self.task.cancel(f"lock {self.name!r} lost: {self.reason}")
 
     def forfeit(self, reason: str) -> None:
-        """The service under it is closed: the holder is told that it is lost, then it is given back."""
+        """The service under it is closed: the holder is told that it is lost, then it is given back.
+
+        A body that still runs is ended and warned of. Giving back what was acquired by hand is what closing
+        is for.
+        """
         if self.lease.held:
             self.reason = reason
-            if self.side is not None and self.side.watchers.pop(self.lease.id, None) is not None:
+            if not self.entered:
+                self._wake(reason)
+            elif self.side is not None and self.side.watchers.pop(self.lease.id, None) is not None:
                 # A loop that was closed has nobody left who could be told.
                 with suppress(RuntimeError):
                     self.side.loop.call_soon_threadsafe(self.tell, reason)
