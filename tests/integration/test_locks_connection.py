@@ -333,3 +333,18 @@ async def test_clients_are_read_but_never_used(own_valkey: EmbeddedValkey, uniqu
         )
         if asyncio.iscoroutine(closing):
             await closing
+
+
+async def test_a_request_made_when_the_server_is_back_is_in_time(
+    own_valkey: EmbeddedValkey, unique: str
+) -> None:
+    """However long it was away, the next attempt to connect comes well within one request's timeout."""
+    async with manager_at(own_valkey.url, unique, request_timeout=0.8) as locks:
+        for away in (0.5, 2.0, 3.0):
+            async with locks.acquire_lock("a"):
+                pass
+            own_valkey.kill()
+            await asyncio.sleep(away)
+            await asyncio.to_thread(own_valkey.restart)
+            async with locks.acquire_lock("a"):
+                pass

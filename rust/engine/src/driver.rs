@@ -31,6 +31,9 @@ enum End {
 /// Runs until the node is closed.
 pub async fn run(node: &Node) {
     let mut backoff = FIRST_BACKOFF;
+    // A request that is made just after the server is back must not wait out its own time for the next attempt.
+    let longest =
+        Duration::from_micros(node.target.request_timeout / 4).clamp(FIRST_BACKOFF, LAST_BACKOFF);
     loop {
         let end = match with_ticks(node, open(node)).await {
             None => End::Closed,
@@ -49,7 +52,7 @@ pub async fn run(node: &Node) {
             End::Lost(why) => {
                 node.lock().disconnected(&format!("{}: {why}", node.target));
                 let wait = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
-                backoff = (backoff * 2).min(LAST_BACKOFF);
+                backoff = (backoff * 2).min(longest);
                 wait
             }
             End::Denied(why) => {
