@@ -1,18 +1,16 @@
 """Distributed locks, service registry, audit trail, configuration and observability.
 
-Importing this package imports nothing else: each name below is loaded when it is first used (PEP 562).
+Importing this package imports none of its parts: each name below is loaded when it is first used (PEP 562).
 """
 
 from __future__ import annotations
 
-from importlib import import_module
+from dotmac.platform._lazy import lazily
 
 # As type checkers know it: importing `typing` itself would take most of this package's import time.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from dotmac.platform._native import __version__
     from dotmac.platform.audit_trail import AuditAggregator, AuditCategory, AuditLevel
     from dotmac.platform.core.unified_config import PlatformConfig, get_config
@@ -48,15 +46,4 @@ __all__ = [
     "get_logger",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _HOMES)

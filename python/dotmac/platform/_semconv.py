@@ -17,37 +17,22 @@ SCOPE: Final = "dotmac.platform"
 # Attributes that the conventions define.
 ERROR_TYPE: Final = "error.type"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/error/
 DB_SYSTEM: Final = "db.system.name"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/db/
-SERVER_ADDRESS: Final = (
-    "server.address"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/server/
-)
-SERVER_PORT: Final = "server.port"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/server/
-SERVICE_PEER: Final = (
-    "service.peer.name"  # https://opentelemetry.io/docs/specs/semconv/registry/attributes/service/
-)
 
 # Attributes of our own; on metrics only those with few values.
-OUTCOME: Final = "dotmac.outcome"  # ok, timeout, deadlock, cancelled, error
-LOCK_NAME: Final = "dotmac.lock.name"  # spans only
-LOCK_FENCE: Final = "dotmac.lock.fencing_token"  # spans only
 REGISTRY_SERVICE: Final = "dotmac.registry.service"  # spans only
-REGISTRY_STRATEGY: Final = "dotmac.registry.strategy"
 REGISTRY_HEALTH: Final = "dotmac.registry.health"  # healthy, unhealthy
 AUDIT_CATEGORY: Final = "dotmac.audit.category"
 AUDIT_LEVEL: Final = "dotmac.audit.level"
 AUDIT_DETECTOR: Final = "dotmac.audit.detector"
-AUDIT_REPORT: Final = "dotmac.audit.report"
 
 # Spans.
 SPAN_LOCK_ACQUIRE: Final = "dotmac.lock acquire"
-SPAN_LOCK_RELEASE: Final = "dotmac.lock release"
 SPAN_REGISTRY_REGISTER: Final = "dotmac.registry register"
 SPAN_REGISTRY_DEREGISTER: Final = "dotmac.registry deregister"
 SPAN_REGISTRY_DISCOVER: Final = "dotmac.registry discover"
-SPAN_REGISTRY_HEALTH: Final = "dotmac.registry health_check"
 SPAN_AUDIT_LOG: Final = "dotmac.audit log"
 SPAN_AUDIT_COMMIT: Final = "dotmac.audit commit"
 SPAN_AUDIT_QUERY: Final = "dotmac.audit query"
-SPAN_AUDIT_REPORT: Final = "dotmac.audit report"
 
 # Metrics of the lock manager.
 LOCK_ACQUIRE_DURATION: Final = "dotmac.lock.acquire.duration"

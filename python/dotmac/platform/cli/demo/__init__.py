@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dotmac.platform._lazy import lazily
 
 if TYPE_CHECKING:
     from dotmac.platform.cli.demo.command import demo
 
 __all__ = ["demo"]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "demo":
-        from dotmac.platform.cli.demo.command import demo
-
-        return demo
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = lazily(__name__, {"demo": "command"})
