@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dotmac.platform.audit_trail import AuditAggregator
+from dotmac.platform.connection.embedded import EmbeddedPostgres
 
 
 @pytest.fixture(scope="session")
@@ -21,13 +22,21 @@ def run_apart():
     return run
 
 
+async def _migrate(url):
+    async with AuditAggregator(url) as audit:
+        await audit.migrate()
+
+
 @pytest.fixture(scope="session")
 def migrated_url(postgres_url, run_apart):
     """A database with the audit tables, shared by the session: give names of your own (`unique`)."""
-
-    async def migrate():
-        async with AuditAggregator(postgres_url) as audit:
-            await audit.migrate()
-
-    run_apart(migrate())
+    run_apart(_migrate(postgres_url))
     return postgres_url
+
+
+@pytest.fixture(scope="module")
+def migrated_server(run_apart):
+    """A server with the audit tables for one file, which may stop and kill it; fsync as in production."""
+    with EmbeddedPostgres() as postgres:
+        run_apart(_migrate(postgres.url))
+        yield postgres

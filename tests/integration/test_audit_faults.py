@@ -24,22 +24,8 @@ import pytest
 import uvloop
 
 from dotmac.platform.audit_trail import AuditAggregator
-from dotmac.platform.connection.embedded import EmbeddedPostgres
 from dotmac.platform.errors import AuditUnavailable, ServerRefused
 from support.postgres import PostgresProxy
-
-
-@pytest.fixture(scope="module")
-def server(run_apart):
-    """A server of this file's own, with fsync as in production."""
-
-    async def migrate(url):
-        async with AuditAggregator(url) as audit:
-            await audit.migrate()
-
-    with EmbeddedPostgres() as postgres:
-        run_apart(migrate(postgres.url))
-        yield postgres
 
 
 async def stored_ids(url, tenant):
@@ -51,12 +37,12 @@ async def stored_ids(url, tenant):
         await connection.close()
 
 
-async def test_acknowledged_means_durable(server, unique):
-    async with AuditAggregator(server.url) as audit:
+async def test_acknowledged_means_durable(migrated_server, unique):
+    async with AuditAggregator(migrated_server.url) as audit:
         event_id = await audit.log_event("SECURITY", "x", tenant_id=unique)
-        await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.restart)
-        assert await stored_ids(server.url, unique) == [event_id]
+        await asyncio.to_thread(migrated_server.kill)
+        await asyncio.to_thread(migrated_server.restart)
+        assert await stored_ids(migrated_server.url, unique) == [event_id]
         assert (await audit.get_event(event_id)).id == event_id
 
 
@@ -78,33 +64,36 @@ async def load(audit, tenant, stop, acknowledged, refused):
             refused.append(error)
 
 
-async def test_killed_and_restarted_under_load(server, unique):
+async def test_killed_and_restarted_under_load(migrated_server, unique):
     acknowledged, refused, stop = [], [], asyncio.Event()
-    async with AuditAggregator(server.url, timeout=20) as audit:
+    async with AuditAggregator(migrated_server.url, timeout=20) as audit:
         tasks = [asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(50)]
         for _ in range(3):
             await until_grown(acknowledged)
-            await asyncio.to_thread(server.kill)
-            await asyncio.to_thread(server.restart)
+            await asyncio.to_thread(migrated_server.kill)
+            await asyncio.to_thread(migrated_server.restart)
         await until_grown(acknowledged)
         stop.set()
         await asyncio.gather(*tasks)
-    stored = await stored_ids(server.url, unique)
+    stored = await stored_ids(migrated_server.url, unique)
     assert len(stored) == len(set(stored))
     assert not refused
     assert sorted(stored) == sorted(acknowledged)
 
 
-async def test_connections_cut_in_the_middle_of_copy(server, unique):
+async def test_connections_cut_in_the_middle_of_copy(migrated_server, unique):
     chance = random.Random(3)
     acknowledged, refused, stop = [], [], asyncio.Event()
-    async with PostgresProxy(server.url, chance) as proxy, AuditAggregator(proxy.url, timeout=20) as audit:
+    async with (
+        PostgresProxy(migrated_server.url, chance) as proxy,
+        AuditAggregator(proxy.url, timeout=20) as audit,
+    ):
         tasks = [asyncio.create_task(load(audit, unique, stop, acknowledged, refused)) for _ in range(100)]
         await until(lambda: proxy.cuts >= 20)
         proxy.cutting = False
         stop.set()
         await asyncio.gather(*tasks)
-    stored = await stored_ids(server.url, unique)
+    stored = await stored_ids(migrated_server.url, unique)
     assert len(stored) == len(set(stored))
     assert not refused
     assert sorted(stored) == sorted(acknowledged)
@@ -137,10 +126,10 @@ async def test_a_server_that_does_not_answer_is_told_in_time():
             assert time.monotonic() - began < 5
 
 
-async def test_a_stopped_server_is_told_in_time_and_the_trail_goes_on(server, unique):
-    async with AuditAggregator(server.url, timeout=1) as audit:
+async def test_a_stopped_server_is_told_in_time_and_the_trail_goes_on(migrated_server, unique):
+    async with AuditAggregator(migrated_server.url, timeout=1) as audit:
         await audit.log_event("SECURITY", "x", tenant_id=unique)
-        await asyncio.to_thread(server.pause)
+        await asyncio.to_thread(migrated_server.pause)
         try:
             began = time.monotonic()
             lost = await asyncio.gather(
@@ -151,13 +140,13 @@ async def test_a_stopped_server_is_told_in_time_and_the_trail_goes_on(server, un
             assert all(isinstance(error, AuditUnavailable) for error in lost), lost
             assert "may or may not" in str(lost[0])
         finally:
-            await asyncio.to_thread(server.resume)
+            await asyncio.to_thread(migrated_server.resume)
         event_id = await audit.log_event("SECURITY", "y", tenant_id=unique)
-    assert event_id in await stored_ids(server.url, unique)
+    assert event_id in await stored_ids(migrated_server.url, unique)
 
 
-async def test_a_missing_database_is_refused_at_once(server):
-    async with AuditAggregator(server.url_of("no_such"), timeout=20) as audit:
+async def test_a_missing_database_is_refused_at_once(migrated_server):
+    async with AuditAggregator(migrated_server.url_of("no_such"), timeout=20) as audit:
         began = time.monotonic()
         with pytest.raises(ServerRefused, match="no_such"):
             await audit.log_event("SECURITY", "x")
@@ -166,17 +155,17 @@ async def test_a_missing_database_is_refused_at_once(server):
         assert time.monotonic() - began < 5
 
 
-async def test_the_bound_of_waiting_events_is_kept(server, unique):
-    async with AuditAggregator(server.url, timeout=1, max_pending=10) as audit:
+async def test_the_bound_of_waiting_events_is_kept(migrated_server, unique):
+    async with AuditAggregator(migrated_server.url, timeout=1, max_pending=10) as audit:
         await audit.log_event("SECURITY", "x", tenant_id=unique)
-        await asyncio.to_thread(server.pause)
+        await asyncio.to_thread(migrated_server.pause)
         try:
             answers = await asyncio.gather(
                 *(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(30)),
                 return_exceptions=True,
             )
         finally:
-            await asyncio.to_thread(server.resume)
+            await asyncio.to_thread(migrated_server.resume)
         assert all(isinstance(answer, AuditUnavailable) for answer in answers)
         # Only those that had room were sent; who got some in the last moment was too late for more.
         assert sum("may or may not" in str(answer) for answer in answers) == 10
@@ -184,9 +173,9 @@ async def test_the_bound_of_waiting_events_is_kept(server, unique):
         await asyncio.gather(*(audit.log_event("SECURITY", "y", tenant_id=unique) for _ in range(30)))
 
 
-async def test_cancelled_callers_hurt_nobody(server, unique):
+async def test_cancelled_callers_hurt_nobody(migrated_server, unique):
     chance = random.Random(5)
-    async with AuditAggregator(server.url) as audit:
+    async with AuditAggregator(migrated_server.url) as audit:
         calls = [asyncio.create_task(audit.log_event("SECURITY", "x", tenant_id=unique)) for _ in range(300)]
         acknowledged = []
         for turn in range(40):
@@ -201,14 +190,14 @@ async def test_cancelled_callers_hurt_nobody(server, unique):
                 assert call.cancelled()
         assert len(acknowledged) >= 260
         acknowledged.append(await audit.log_event("SECURITY", "x", tenant_id=unique))
-    stored = await stored_ids(server.url, unique)
+    stored = await stored_ids(migrated_server.url, unique)
     assert set(acknowledged) <= set(stored)
     assert len(stored) == len(set(stored))
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_several_loops_one_after_another_without_closing(server, unique, new_loop):
-    audit = AuditAggregator(server.url)
+def test_several_loops_one_after_another_without_closing(migrated_server, unique, new_loop):
+    audit = AuditAggregator(migrated_server.url)
 
     async def once():
         await asyncio.gather(*(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(5)))
@@ -221,8 +210,8 @@ def test_several_loops_one_after_another_without_closing(server, unique, new_loo
     assert counts == [5, 10, 15, 20]
 
 
-def test_two_threads_with_loops_at_once(server, unique):
-    audit = AuditAggregator(server.url)
+def test_two_threads_with_loops_at_once(migrated_server, unique):
+    audit = AuditAggregator(migrated_server.url)
     failed = []
 
     async def many():
@@ -241,11 +230,11 @@ def test_two_threads_with_loops_at_once(server, unique):
     for thread in threads:
         thread.join()
     assert failed == []
-    assert len(asyncio.run(stored_ids(server.url, unique))) == 1000
+    assert len(asyncio.run(stored_ids(migrated_server.url, unique))) == 1000
 
 
-def test_a_forked_child_starts_anew(server, unique):
-    audit = AuditAggregator(server.url)
+def test_a_forked_child_starts_anew(migrated_server, unique):
+    audit = AuditAggregator(migrated_server.url)
 
     async def log(action):
         return await audit.log_event("SECURITY", action, tenant_id=unique)

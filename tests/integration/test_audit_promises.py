@@ -33,7 +33,6 @@ import pytest
 from dotmac.platform.audit_trail import AuditAggregator, AuditCategory, AuditTrailConfig, schema, writer
 from dotmac.platform.audit_trail.anomaly import Anomaly
 from dotmac.platform.audit_trail.telling import Teller
-from dotmac.platform.connection.embedded import EmbeddedPostgres
 from dotmac.platform.core.unified_config import reload_config
 from dotmac.platform.errors import (
     AuditUnavailable,
@@ -46,22 +45,9 @@ from support.postgres import PostgresProxy
 ANOMALOUS = {"outcome": "failure", "ip_address": "203.0.113.9"}
 
 
-@pytest.fixture(scope="module")
-def server(run_apart):
-    """A server of this file's own: tests stop it."""
-
-    async def migrate(url):
-        async with AuditAggregator(url) as audit:
-            await audit.migrate()
-
-    with EmbeddedPostgres() as postgres:
-        run_apart(migrate(postgres.url))
-        yield postgres
-
-
 @pytest.fixture
-async def owner(server):
-    connection = await asyncpg.connect(server.url)
+async def owner(migrated_server):
+    connection = await asyncpg.connect(migrated_server.url)
     yield connection
     await connection.close()
 
@@ -72,8 +58,8 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
-async def test_new_months_of_several_writers_at_once(server, unique):
-    trails = [AuditAggregator(server.url) for _ in range(4)]
+async def test_new_months_of_several_writers_at_once(migrated_server, unique):
+    trails = [AuditAggregator(migrated_server.url) for _ in range(4)]
     for trail in trails:
         await trail.log_event("SECURITY", "x")
     for month in range(1, 13):
@@ -90,11 +76,11 @@ async def test_new_months_of_several_writers_at_once(server, unique):
         await trail.aclose()
 
 
-async def test_a_stopped_server_ends_reads_in_time(server):
-    async with AuditAggregator(server.url, timeout=0.3) as audit:
+async def test_a_stopped_server_ends_reads_in_time(migrated_server):
+    async with AuditAggregator(migrated_server.url, timeout=0.3) as audit:
         await audit.log_event("SECURITY", "x")
         await audit.count_events()
-        await asyncio.to_thread(server.pause)
+        await asyncio.to_thread(migrated_server.pause)
         try:
             for read, bound in (
                 (audit.query_events, 2),
@@ -108,11 +94,11 @@ async def test_a_stopped_server_ends_reads_in_time(server):
                     await read()
                 assert time.monotonic() - began < bound, read
         finally:
-            await asyncio.to_thread(server.resume)
+            await asyncio.to_thread(migrated_server.resume)
 
 
-async def test_a_server_that_stops_in_the_middle_of_a_report(server, owner):
-    async with AuditAggregator(server.url, timeout=0.3) as audit:
+async def test_a_server_that_stops_in_the_middle_of_a_report(migrated_server, owner):
+    async with AuditAggregator(migrated_server.url, timeout=0.3) as audit:
         await audit.count_events()
         async with owner.transaction():
             await owner.execute("LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE")
@@ -120,20 +106,20 @@ async def test_a_server_that_stops_in_the_middle_of_a_report(server, owner):
             waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             while not await owner.fetchval(waits):
                 await asyncio.sleep(0.01)
-            await asyncio.to_thread(server.pause)
+            await asyncio.to_thread(migrated_server.pause)
             began = time.monotonic()
             try:
                 with pytest.raises(AuditUnavailable):
                     await report
                 assert time.monotonic() - began < 5
             finally:
-                await asyncio.to_thread(server.resume)
+                await asyncio.to_thread(migrated_server.resume)
 
 
-async def test_a_lost_acknowledgement(server, unique):
+async def test_a_lost_acknowledgement(migrated_server, unique):
     told = []
     async with (
-        PostgresProxy(server.url) as proxy,
+        PostgresProxy(migrated_server.url) as proxy,
         AuditAggregator(proxy.url, anomaly_threshold=1e-9, on_anomaly=told.append) as audit,
     ):
         for number in range(30):
@@ -146,17 +132,17 @@ async def test_a_lost_acknowledgement(server, unique):
         assert await audit.count_events(tenant_id=unique) == 1
 
 
-async def test_the_error_says_which_id_to_try_again_with(server, unique):
-    async with AuditAggregator(server.url, timeout=1) as audit:
+async def test_the_error_says_which_id_to_try_again_with(migrated_server, unique):
+    async with AuditAggregator(migrated_server.url, timeout=1) as audit:
         await audit.log_event("SECURITY", "x")
-        await asyncio.to_thread(server.pause)
+        await asyncio.to_thread(migrated_server.pause)
         try:
             lost = await asyncio.gather(
                 *(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(3)),
                 return_exceptions=True,
             )
         finally:
-            await asyncio.to_thread(server.resume)
+            await asyncio.to_thread(migrated_server.resume)
         ids = [error.event_id for error in lost]
         for event_id in ids * 2:
             assert await audit.log_event("SECURITY", "x", tenant_id=unique, id=event_id) == event_id
@@ -166,7 +152,7 @@ async def test_the_error_says_which_id_to_try_again_with(server, unique):
             await audit.log_event("SECURITY", "x", id=uuid.uuid4())
 
 
-async def test_a_role_that_may_insert_and_see_ids(server, owner, unique):
+async def test_a_role_that_may_insert_and_see_ids(migrated_server, owner, unique):
     for statement in (
         f"CREATE ROLE {unique} LOGIN PASSWORD 'p'",
         f"GRANT INSERT ON audit_events TO {unique}",
@@ -174,7 +160,7 @@ async def test_a_role_that_may_insert_and_see_ids(server, owner, unique):
         f"GRANT SELECT ON {schema.VERSION_TABLE} TO {unique}",
     ):
         await owner.execute(statement)
-    parts = urlsplit(server.url)
+    parts = urlsplit(migrated_server.url)
     poor = parts._replace(netloc=f"{unique}:p@{parts.netloc.rpartition('@')[2]}").geturl()
     async with PostgresProxy(poor) as proxy, AuditAggregator(proxy.url) as audit:
         await audit.log_event("SECURITY", "x", tenant_id=unique)
@@ -208,19 +194,19 @@ async def connections(owner):
     return await owner.fetchval(sql)
 
 
-async def test_what_waits_is_bounded_in_bytes(server, unique, monkeypatch):
+async def test_what_waits_is_bounded_in_bytes(migrated_server, unique, monkeypatch):
     monkeypatch.setattr(writer, "MAX_PENDING_BYTES", 1 << 20)
     large = {"text": "x" * 400_000}
-    async with AuditAggregator(server.url, timeout=1) as audit:
+    async with AuditAggregator(migrated_server.url, timeout=1) as audit:
         await audit.log_event("SECURITY", "x")
-        await asyncio.to_thread(server.pause)
+        await asyncio.to_thread(migrated_server.pause)
         try:
             lost = await asyncio.gather(
                 *(audit.log_event("SECURITY", "x", tenant_id=unique, metadata=large) for _ in range(6)),
                 return_exceptions=True,
             )
         finally:
-            await asyncio.to_thread(server.resume)
+            await asyncio.to_thread(migrated_server.resume)
         assert sum("may or may not" in str(error) for error in lost) == 2, lost  # the others were not sent
         huge = {"text": "x" * 1_048_000}  # more than the bound: alone it may pass
         await asyncio.gather(
@@ -229,9 +215,9 @@ async def test_what_waits_is_bounded_in_bytes(server, unique, monkeypatch):
         assert await audit.count_events(tenant_id=unique, actions="y") == 4
 
 
-async def test_aclose_serves_those_who_wait_for_room(server, owner, unique):
+async def test_aclose_serves_those_who_wait_for_room(migrated_server, owner, unique):
     before = await connections(owner)
-    audit = AuditAggregator(server.url, max_pending=2)
+    audit = AuditAggregator(migrated_server.url, max_pending=2)
     await audit.log_event("SECURITY", "x")
     calls = [asyncio.create_task(audit.log_event("SECURITY", "x", tenant_id=unique)) for _ in range(20)]
     await asyncio.sleep(0)
@@ -242,9 +228,9 @@ async def test_aclose_serves_those_who_wait_for_room(server, owner, unique):
             await asyncio.sleep(0.01)
 
 
-async def test_a_partition_dropped_after_a_lost_connection(server, owner, unique):
+async def test_a_partition_dropped_after_a_lost_connection(migrated_server, owner, unique):
     moment = datetime(2005, 5, 5, tzinfo=UTC)
-    async with PostgresProxy(server.url) as proxy, AuditAggregator(proxy.url) as audit:
+    async with PostgresProxy(migrated_server.url) as proxy, AuditAggregator(proxy.url) as audit:
         await audit.log_event("SECURITY", "x", occurred_at=moment)
         proxy.lose_answer(b"COPY ")
         proxy.on_lost = lambda: owner.execute("DROP TABLE audit_events_2005_05")
@@ -253,8 +239,8 @@ async def test_a_partition_dropped_after_a_lost_connection(server, owner, unique
         assert await audit.count_events(tenant_id=unique) == 1
 
 
-async def test_a_value_of_a_later_version(server, owner, unique):
-    async with AuditAggregator(server.url) as audit:
+async def test_a_value_of_a_later_version(migrated_server, owner, unique):
+    async with AuditAggregator(migrated_server.url) as audit:
         await audit.log_event("SECURITY", "x", tenant_id=unique)
         await owner.execute(
             "INSERT INTO audit_events (occurred_at, id, category, action, level, outcome, tenant_id) "
@@ -270,7 +256,7 @@ async def test_a_value_of_a_later_version(server, owner, unique):
             break
 
 
-async def test_a_callback_that_hangs(server):
+async def test_a_callback_that_hangs(migrated_server):
     entered = []
 
     async def callback(anomaly):
@@ -279,7 +265,7 @@ async def test_a_callback_that_hangs(server):
 
     async with asyncio.timeout(10):
         async with AuditAggregator(
-            server.url, timeout=0.5, anomaly_threshold=1e-9, on_anomaly=callback
+            migrated_server.url, timeout=0.5, anomaly_threshold=1e-9, on_anomaly=callback
         ) as audit:
             while not entered:
                 await audit.log_event("AUTHENTICATION", "login", **ANOMALOUS)
@@ -304,8 +290,8 @@ async def test_aclose_waits_for_a_callback_that_goes_on_beside():
     assert ended == [anomaly]
 
 
-def test_a_loop_that_has_ended_is_let_go(server):
-    audit, loops = AuditAggregator(server.url), []
+def test_a_loop_that_has_ended_is_let_go(migrated_server):
+    audit, loops = AuditAggregator(migrated_server.url), []
 
     async def once():
         loops.append(weakref.ref(asyncio.get_running_loop()))
@@ -317,9 +303,9 @@ def test_a_loop_that_has_ended_is_let_go(server):
     assert [ref() is None for ref in loops[:-1]] == [True, True]
 
 
-async def test_a_report_counts_in_its_zone_and_by_its_threshold(server, unique):
+async def test_a_report_counts_in_its_zone_and_by_its_threshold(migrated_server, unique):
     noon = datetime(2024, 3, 10, 12, tzinfo=UTC)
-    async with AuditAggregator(server.url, anomaly_threshold=1e-9) as audit:
+    async with AuditAggregator(migrated_server.url, anomaly_threshold=1e-9) as audit:
         for second in range(30):
             await audit.log_event(
                 "AUTHENTICATION",
@@ -330,7 +316,7 @@ async def test_a_report_counts_in_its_zone_and_by_its_threshold(server, unique):
             )
         scores = [event.anomaly_score for event in await audit.query_events(tenant_id=unique)]
         for threshold in (1e-9, 0.99):
-            async with AuditAggregator(server.url, anomaly_threshold=threshold) as other:
+            async with AuditAggregator(migrated_server.url, anomaly_threshold=threshold) as other:
                 report = await other.generate_compliance_report(
                     datetime(2024, 3, 10, 21),  # noqa: DTZ001 (naive on purpose)
                     datetime(2024, 3, 10, 21, 1),  # noqa: DTZ001 (naive on purpose)
@@ -361,8 +347,8 @@ async def test_wrong_settings_are_told(unused_tcp_port):
         assert time.monotonic() - began < 5
 
 
-async def test_a_configuration_without_an_address(server, unique, monkeypatch):
-    monkeypatch.setenv("AUDIT_TRAIL_POSTGRES_URL", server.url)
+async def test_a_configuration_without_an_address(migrated_server, unique, monkeypatch):
+    monkeypatch.setenv("AUDIT_TRAIL_POSTGRES_URL", migrated_server.url)
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:p@127.0.0.1:1/d")
     reload_config()
     try:
