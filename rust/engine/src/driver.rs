@@ -66,7 +66,6 @@ pub async fn run(node: &Node) {
         }
     }
     let mut state = node.lock();
-    state.ended = true;
     state.answer_echoes();
     drop(state);
     signal(node);
@@ -243,7 +242,7 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
     loop {
         let (next, blocked) = {
             let mut state = node.lock();
-            // Here as well as by the timer: a steady stream of answers must not keep heartbeats waiting.
+            // Here, not where the timer ends: a steady stream of answers must not keep heartbeats waiting.
             if state.arm() <= clock::now()
                 && let Err(why) = state.tick()
             {
@@ -280,12 +279,7 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
                 Err(e) => return End::Lost(e.to_string()),
             },
             () = node.notify.notified() => {}
-            () = &mut timer => {
-                armed = 0;
-                if let Err(why) = node.lock().tick() {
-                    return End::Lost(why);
-                }
-            }
+            () = &mut timer => armed = 0,
             ready = writable(direct.as_ref(), blocked) => {
                 if let Err(e) = ready {
                     return End::Lost(e.to_string());

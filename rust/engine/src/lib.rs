@@ -12,11 +12,11 @@ pub mod scripts;
 pub mod transport;
 pub mod wire;
 
-use dotmac_core::lease::{Lease, Micros};
+use dotmac_core::lease::Lease;
 use dotmac_core::locks::Failure;
 use node::Node;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use transport::Target;
 use wire::Value;
 
@@ -76,20 +76,12 @@ impl Done {
     }
 
     fn wait(&self, limit: Duration) -> bool {
-        let end = Instant::now() + limit;
-        let mut flag = self.flag.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*flag {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            flag = self
-                .changed
-                .wait_timeout(flag, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        true
+        let flag = self.flag.lock().unwrap_or_else(PoisonError::into_inner);
+        let (flag, _) = self
+            .changed
+            .wait_timeout_while(flag, limit, |set| !*set)
+            .unwrap_or_else(PoisonError::into_inner);
+        *flag
     }
 }
 
@@ -122,7 +114,6 @@ impl Engine {
                         "the engine thread has failed; this is a defect of dotmac-platform",
                     );
                     state.close();
-                    state.ended = true;
                     let wake = state.take_wake();
                     drop(state);
                     for ring in wake {
@@ -146,10 +137,5 @@ impl Engine {
         let _ = self.node.settle(state, true);
         self.node.notify.notify_one();
         self.done.wait(limit)
-    }
-
-    /// The monotonic clock by which leases are judged.
-    pub fn now() -> Micros {
-        clock::now()
     }
 }

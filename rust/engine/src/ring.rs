@@ -7,7 +7,7 @@ use crate::Outcome;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A descriptor that can be made readable: an eventfd on Linux, a pipe elsewhere.
 #[derive(Debug)]
@@ -107,19 +107,11 @@ pub struct Parker {
 impl Parker {
     /// Waits for the result for `limit` at most.
     pub fn wait(&self, limit: Duration) -> Option<Outcome> {
-        let end = Instant::now() + limit;
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        while outcome.is_none() {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            outcome = self
-                .arrived
-                .wait_timeout(outcome, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        let outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut outcome, _) = self
+            .arrived
+            .wait_timeout_while(outcome, limit, |outcome| outcome.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
         outcome.take()
     }
 

@@ -114,7 +114,6 @@ class _Shared:
     def __init__(self, key: tuple[RedisTarget, str]) -> None:
         target, namespace = key
         self.key = key
-        self.target = target
         self.users = 0
         self.native = _native.Engine(
             {
@@ -270,8 +269,7 @@ class Link:
         self._forgotten: weakref.finalize[..., Link] | None = None
 
     def __repr__(self) -> str:
-        where = str(self._target) if self._target is not None else mask_url(self._url or "")
-        return f"Link({where!r}, namespace={self._namespace!r})"
+        return f"Link({self.where!r}, namespace={self._namespace!r})"
 
     @property
     def where(self) -> str:
@@ -294,12 +292,12 @@ class Link:
 
     def ready_side(self) -> LoopSide | None:
         """The running loop's side, if nothing has to be waited for."""
-        if self._born != _process.generation or self._shared is None:
+        shared = self._shared
+        if self._born != _process.generation or shared is None:
             if self._target is None:
                 return None
-            self._attach(resolve_redis)
-        assert self._shared is not None
-        return self._shared.side(asyncio.get_running_loop())
+            shared = self._attach(resolve_redis)
+        return shared.side(asyncio.get_running_loop())
 
     async def side(self) -> LoopSide:
         """The running loop's side; an embedded server starts in a thread meanwhile."""
@@ -307,8 +305,7 @@ class Link:
         if side is None:
             assert self._url is not None
             resolved = await aresolve_redis(self._url)
-            self._attach(lambda _: resolved)
-            side = self.ready_side() or self._shared_side()
+            side = self._attach(lambda _: resolved).side(asyncio.get_running_loop())
         return side
 
     async def aclose(self) -> None:
@@ -330,10 +327,6 @@ class Link:
         return self._closed
 
     # ---- inside
-
-    def _shared_side(self) -> LoopSide:
-        assert self._shared is not None
-        return self._shared.side(asyncio.get_running_loop())
 
     def _read(self, url: str) -> RedisTarget:
         target = parse_redis_url(url)

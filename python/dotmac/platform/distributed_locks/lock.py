@@ -257,20 +257,12 @@ class DistributedLock:
             ours = task.uncancel() <= held.cancelling
             if ours and isinstance(error, asyncio.CancelledError):
                 raise self._lost_error(held) from error
-        if held.loss() is not None:
-            if error is None and self._on_lost == "cancel":
-                raise self._lost_error(held)
+        if self._was_lost(held, error):
             return
         side = held.side
         if side is None or side.loop is not asyncio.get_running_loop():
             side = await self._link.side()
-        result = await side.bridge.release(held.lease)
-        if result is True:
-            return
-        if error is None:
-            self._judge_release(held, result)
-        else:
-            _log.warning("release not confirmed", lock=self.name, result=str(result))
+        self._released(held, await side.bridge.release(held.lease), error)
 
     async def aclose(self) -> None:
         """Leaves the server, for a lock that was made from a client or a URL; what it holds is given back.
@@ -312,17 +304,8 @@ class DistributedLock:
         if held is None:
             return
         held.settle()
-        if held.loss() is not None:
-            if error is None and self._on_lost == "cancel":
-                raise self._lost_error(held)
-            return
-        result = self._link.engine().release(held.lease)
-        if result is True:
-            return
-        if error is None:
-            self._judge_release(held, result)
-        else:
-            _log.warning("release not confirmed", lock=self.name, result=str(result))
+        if not self._was_lost(held, error):
+            self._released(held, self._link.engine().release(held.lease), error)
 
     # ---- inside
 
@@ -487,34 +470,38 @@ class DistributedLock:
             return DeadlockDetected(f"waiting for lock {self.name!r} would close a cycle: {ring}", detail)
         return failure(result, f"acquiring lock {self.name!r}", self._link)
 
-    def _released(self, held: Holding, result: Any) -> None:
-        if result is not True:
-            self._judge_release(held, result)
+    def _was_lost(self, held: Holding, error: BaseException | None) -> bool:
+        """At the end of a body: True if nothing is left to give back. What the body raised goes first."""
+        if held.loss() is None:
+            return False
+        if error is None and self._on_lost == "cancel":
+            raise self._lost_error(held)
+        return True
 
-    def _judge_release(self, held: Holding, result: Any) -> None:
+    def _released(self, held: Holding, result: Any, error: BaseException | None = None) -> None:
+        """Judges the answer to a release. What the body raised goes first."""
+        if result is True:
+            return
+        if error is not None:
+            _log.warning("release not confirmed", lock=self.name, result=str(result))
+            return
         if result is False:
-            raise (
-                self._lost_error(held)
-                if held.loss()
-                else LockLost(
-                    f"lock {self.name!r} (fencing token {held.lease.fence}) had ended when it was given back"
-                )
-            )
-        error = failure(result, f"releasing lock {self.name!r}", self._link)
-        if isinstance(error, ServerUnavailable):
-            error.add_note("the engine repeats the release until the server has answered")
-        raise error
+            raise self._ended(held, f"(fencing token {held.lease.fence}) had ended when it was given back")
+        failed = failure(result, f"releasing lock {self.name!r}", self._link)
+        if isinstance(failed, ServerUnavailable):
+            failed.add_note("the engine repeats the release until the server has answered")
+        raise failed
 
     def _extended(self, held: Holding, result: Any) -> None:
         if result is True:
             return
         if result is False:
-            raise (
-                self._lost_error(held)
-                if held.loss()
-                else LockLost(f"lock {self.name!r} had ended before the extension")
-            )
+            raise self._ended(held, "had ended before the extension")
         raise failure(result, f"extending lock {self.name!r}", self._link)
+
+    def _ended(self, held: Holding, how: str) -> LockLost:
+        """The server no longer had it; why, if that is known."""
+        return self._lost_error(held) if held.loss() else LockLost(f"lock {self.name!r} {how}")
 
 
 def _refuse_in_loop(name: str) -> None:

@@ -92,8 +92,6 @@ pub struct State {
     pub counts: Counts,
     /// Set by `close`.
     pub closing: bool,
-    /// The engine thread has ended.
-    pub ended: bool,
 }
 
 /// What the engine has counted since it started.
@@ -155,7 +153,6 @@ impl Node {
                 armed: 0,
                 counts: Counts::default(),
                 closing: false,
-                ended: false,
             }),
             notify: Notify::new(),
             target: settings.target.clone(),
