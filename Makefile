@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 DONE   := .venv/.make
 RUST   := Cargo.toml Cargo.lock $(shell find rust -type f \( -name '*.rs' -o -name '*.lua' -o -name Cargo.toml \))
-EXTRAS := embedded,fastapi,celery,cli,otel
+EXTRAS := embedded,fastapi,celery,gevent,integrity,cli,archive,otel,pdf,export,privacy
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_QUIET := 1
@@ -14,7 +14,7 @@ export PIP_QUIET := 1
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs build clean
+.PHONY: help demo test lint chaos proofs bench docs build clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,8 @@ demo: $(DONE)/built ## the main job on real servers; EVENTS=file.log imports tha
 # extension's build, their run included: 100 s of processor time; with --release 190 s, for all that it shares.
 test: $(DONE)/built ## all tests, Rust and Python, on real servers
 	cargo test --quiet -p dotmac-core -p dotmac-engine
-	$(BIN)/python -m pytest
+	cargo test --quiet -p dotmac-engine --features shuttle --lib concurrency
+	$(BIN)/python tests/run.py
 
 lint: $(DONE)/built ## formatting, lints, types, stubs, import direction
 	$(BIN)/ruff check
@@ -36,10 +37,18 @@ lint: $(DONE)/built ## formatting, lints, types, stubs, import direction
 	$(BIN)/lint-imports
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets -p dotmac-engine --features shuttle -- -D warnings
 
-bench: $(DONE)/built ## speed, and the same work by named peers
+chaos: $(DONE)/built ## locks under random faults for SECONDS=60; SEED=n repeats; TOPOLOGY=standalone, sentinel or cluster
+	PYTHONPATH=tests $(BIN)/python -m chaos.run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(TOPOLOGY),--topology $(TOPOLOGY))
+
+proofs: ## models of locks, leases and failover, checked by Spin; CASES="restart grace" only those
+	$(PYTHON) docs/proofs/run.py $(CASES)
+
+bench: $(DONE)/built $(DONE)/peers ## speed, and the same work by named peers; says what takes how long
 	$(BIN)/python -m pytest benches/python -o 'python_files=bench_*.py' -o 'filterwarnings=' --benchmark-only
-	set -e; for file in benches/compare/*.py; do [ ! -e "$$file" ] || $(BIN)/python "$$file"; done
+	$(BIN)/python benches/compare
 
 docs: $(DONE)/built ## run every example in README and docs
 	$(BIN)/python -m pytest tests/docs
@@ -58,6 +67,10 @@ $(DONE)/venv:
 
 $(DONE)/tools: $(DONE)/venv pyproject.toml
 	$(BIN)/pip install --quiet --group dev
+	@touch $@
+
+$(DONE)/peers: $(DONE)/tools
+	$(BIN)/python benches/compare/install.py
 	@touch $@
 
 $(DONE)/built: $(DONE)/tools $(RUST) pyproject.toml

@@ -6,12 +6,17 @@ pages and JSON, and tail work on a real database; errors are a sentence on stand
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import asyncpg
 import pytest
+
+from dotmac.platform.audit_trail import schema
 
 LINES = [
     f"Dec 10 06:55:{n:02} h sshd[{n}]: "
@@ -42,10 +47,26 @@ def dotmac(postgres_database, valkey_url):
     return run
 
 
+@contextmanager
+def psql(url, before, after):
+    """Runs SQL as the owner, before and after."""
+
+    async def run(sql):
+        connection = await asyncpg.connect(url)
+        await connection.execute(sql)
+        await connection.close()
+
+    asyncio.run(run(before))
+    try:
+        yield
+    finally:
+        asyncio.run(run(after))
+
+
 def test_the_tables_and_the_log_by_the_command_line(dotmac, tmp_path):
     assert "run `dotmac db upgrade`" in dotmac("db", "status", code=1).stdout
     assert "dotmac db upgrade" in dotmac("audit", "query", code=1).stderr
-    assert "to version 0001" in dotmac("db", "upgrade").stdout
+    assert f"to version {schema.HEAD}" in dotmac("db", "upgrade").stdout
     assert "up to date" in dotmac("db", "upgrade").stdout
     assert json.loads(dotmac("db", "status", "--json").stdout)["up_to_date"] is True
     assert "CREATE TABLE audit_events" in dotmac("db", "upgrade", "--sql").stdout
@@ -111,3 +132,51 @@ def test_control_characters_are_shown_and_not_obeyed(dotmac, tmp_path):
         assert r"x\x0a2024-01-01 forged" in told
         assert r"\x1b[2Jada\x9b1m\u202e\x0d" in told
         assert not set(told) & {"\x1b", "\x9b", "\r", "\u202e"}
+
+
+def test_roles_retention_holds_and_archives_by_the_command_line(dotmac, postgres_database, unique, tmp_path):
+    dotmac("db", "upgrade", "--tenants")
+    log = tmp_path / "auth.log"
+    log.write_text("".join(LINES))
+    command = ("audit", "import", str(log), "--format", "sshd", "--year", "2015", "--time-zone", "UTC")
+    dotmac(*command, "--tenant", "acme")
+
+    with psql(postgres_database, f"CREATE ROLE {unique}", f"DROP OWNED BY {unique}; DROP ROLE {unique}"):
+        assert (
+            f"{unique}: reader of acme"
+            in dotmac("audit", "grant", "--reader", unique, "--tenant", "acme").stdout
+        )
+        listed = json.loads(dotmac("audit", "roles", "--json").stdout)
+        assert listed["row_level_security"] is True
+        assert [(one["role"], one["kind"], one["tenant_id"]) for one in listed["roles"]] == [
+            (unique, "reader", "acme")
+        ]
+        assert "does not go with" in dotmac("audit", "grant", "--auditor", unique, code=1).stderr
+        assert "row-level security is on" in dotmac("audit", "roles").stdout
+        assert "reader no more" in dotmac("audit", "revoke", "--reader", unique).stdout
+        dotmac("audit", "revoke", "--reader", unique, code=1)
+        assert "name a role" in dotmac("audit", "grant", code=2).stderr
+
+    hold = json.loads(
+        dotmac(
+            "audit", "hold", "add", "--reason", "case", "--by", "legal", "--tenant", "acme", "--json"
+        ).stdout
+    )
+    retention = ("audit", "retention", "--days", "365", "--archive-url", str(tmp_path / "archive"))
+    (due,) = json.loads(dotmac(*retention, "--dry-run", "--json").stdout)
+    assert (due["outcome"], due["events"], due["holds"]) == ("held", 40, [hold["id"]])
+    assert "held" in dotmac(*retention).stdout
+    assert hold["id"] in dotmac("audit", "hold", "list").stdout
+    releasing = ("audit", "hold", "release", hold["id"], "--by", "legal", "--reason", "settled")
+    assert "released" in dotmac(*releasing).stdout
+    assert json.loads(dotmac("audit", "hold", "list", "--json").stdout) == []
+    assert len(json.loads(dotmac("audit", "hold", "list", "--all", "--json").stdout)) == 1
+    done = dotmac(*retention)
+    assert "dropped" in done.stdout
+    assert "40 events archived" in done.stderr
+    (archive,) = [one for one in json.loads(dotmac("audit", "archives", "--json").stdout) if one["url"]]
+    assert (archive["state"], archive["events"]) == ("dropped", 40)
+    assert "audit_events_2015_12" in dotmac("audit", "archives").stdout
+    assert "made: audit_events_" in dotmac("audit", "partitions").stdout
+    assert "all there" in dotmac("audit", "partitions").stdout
+    assert "days" in dotmac("audit", "retention", "--days", "0", code=2).stderr

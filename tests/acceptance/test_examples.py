@@ -4,7 +4,9 @@ Promises: the FastAPI application registers itself, serves, audits reads and cha
 of one user apart across processes, and deregisters and ends in order when it is stopped; a decorated endpoint
 has the OpenAPI document of the bare one; the `on_event` variant does the same under FastAPI's deprecation
 warning and no other; two services find each other by name and are told when there is nobody; a Celery prefork
-worker runs an `async def` task under a lock to its end, one at a time across its processes, and audits it.
+worker runs an `async def` task under a lock to its end, one at a time across its processes, and audits it;
+the ledger refuses the write of a holder that was stopped for longer than its lease, and keeps that of its
+successor; the shop shows, exports and erases a customer's data.
 """
 
 from __future__ import annotations
@@ -193,6 +195,60 @@ async def test_microservices(env: dict[str, str], tmp_path: Path, registry: Serv
             await until(gone, "orders sees that stock left")
             assert (await client.post("/orders/pear")).status_code == 503
         stop_in_order(orders)
+
+
+def test_fencing(env: dict[str, str]) -> None:
+    def ledger(*arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "ledger.py", *arguments],
+            cwd=EXAMPLES / "fencing",
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    with ledger("ada", "100", "--think", "5") as slow:
+        assert slow.stdout is not None
+        read = slow.stdout.readline()
+        assert "read 0 with token" in read, slow.stderr
+        slow.send_signal(signal.SIGSTOP)
+        try:
+            with ledger("ada", "5") as quick:
+                out, err = quick.communicate(timeout=60)
+        finally:
+            slow.send_signal(signal.SIGCONT)
+        assert (quick.returncode, err) == (0, "")
+        first, last = out.splitlines()
+        assert int(first.rpartition(" ")[2]) > int(read.rpartition(" ")[2])
+        assert last == f"{quick.pid} wrote 5"
+        out, err = slow.communicate(timeout=60)
+    assert (slow.returncode, out) == (1, "")
+    assert f"{slow.pid} refused: a later holder of the lock has been here" in err
+    with ledger("ada", "1") as after:
+        out, err = after.communicate(timeout=60)
+    assert "wrote 6" in out, err
+
+
+def test_personal_data(env: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "personal_data" / "shop.py"), "ada"],
+        env=env | {"AUDIT_TRAIL_PERSONAL_KEY": "0f" * 32},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    london, turin, exported, erased, *after = done.stdout.splitlines()
+    assert "by support-7 token: *** data:" in london
+    assert "'city': 'London'" in london
+    assert "'city': 'Turin'" in turin
+    assert exported == "2 events in ada.html"
+    assert "Turin" in (tmp_path / "ada.html").read_text()
+    assert "erased: 4 fields of 2 events" in erased
+    assert after == ["customer.update by support-7 token: *** data: erased"] * 2
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
 """The audit trail while things break.
 
 Promises:
-- what was acknowledged is stored, once: PostgreSQL killed right after the acknowledgement, killed and
-  restarted under load, and the connection cut in the middle of the stream again and again;
+- what was acknowledged is stored, once, with roots, chains and counts that fit: PostgreSQL killed right after
+  the acknowledgement, killed and restarted under load, and the connection cut in the middle of the stream
+  again and again;
 - a database that is away gives a typed error within the timeout, at the start and later, and the trail goes
   on by itself once it is back; the back-pressure bound gives a typed error too;
 - cancelled callers neither lose the events of others nor leave them waiting;
@@ -16,6 +17,9 @@ import asyncio
 import os
 import random
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 
@@ -25,7 +29,9 @@ import uvloop
 
 from dotmac.platform.audit_trail import AuditAggregator
 from dotmac.platform.errors import AuditUnavailable, ServerRefused
+from support.look_through import look_through
 from support.postgres import PostgresProxy
+from support.threads import in_threads
 
 
 async def stored_ids(url, tenant):
@@ -79,6 +85,7 @@ async def test_killed_and_restarted_under_load(migrated_server, unique):
     assert len(stored) == len(set(stored))
     assert not refused
     assert sorted(stored) == sorted(acknowledged)
+    await look_through(migrated_server.url)
 
 
 async def test_connections_cut_in_the_middle_of_copy(migrated_server, unique):
@@ -97,6 +104,7 @@ async def test_connections_cut_in_the_middle_of_copy(migrated_server, unique):
     assert len(stored) == len(set(stored))
     assert not refused
     assert sorted(stored) == sorted(acknowledged)
+    await look_through(migrated_server.url)
 
 
 async def test_a_database_that_is_away_at_the_start_is_told_in_time(unused_tcp_port):
@@ -173,6 +181,55 @@ async def test_the_bound_of_waiting_events_is_kept(migrated_server, unique):
         await asyncio.gather(*(audit.log_event("SECURITY", "y", tenant_id=unique) for _ in range(30)))
 
 
+async def test_a_close_that_is_cancelled_or_fails_closes_all(migrated_server, unique, monkeypatch):
+    audit = AuditAggregator(migrated_server.url)
+    await audit.log_event("SECURITY", "x", tenant_id=unique)
+    await audit.count_events(tenant_id=unique)
+    state = await audit._state()
+    go_on, closed = asyncio.Event(), []
+
+    async def slow_then_fails():
+        closed.append("spool")
+        await go_on.wait()
+        raise ValueError("spool")
+
+    monkeypatch.setattr(state.spool, "aclose", slow_then_fails)
+    for name in ("writer", "teller", "database"):
+        part = getattr(state, name)
+
+        async def close(name=name, aclose=part.aclose):
+            await aclose()
+            closed.append(name)
+
+        monkeypatch.setattr(part, "aclose", close)
+    first = asyncio.create_task(audit.aclose())
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.wait([first])
+    assert first.cancelled()
+    second = asyncio.create_task(audit.aclose())
+    await asyncio.sleep(0.05)
+    assert not second.done()
+    go_on.set()
+    with pytest.raises(ValueError, match="spool"):
+        await second
+    assert closed == ["spool", "writer", "teller", "database"]
+    assert state.database._pool is None
+    await audit.aclose()
+
+
+async def test_a_start_that_failed_is_nothing_to_close(migrated_server, monkeypatch):
+    audit = AuditAggregator(migrated_server.url)
+
+    async def fails():
+        raise OSError("no settings")
+
+    monkeypatch.setattr(audit, "_settings", fails)
+    with pytest.raises(OSError, match="no settings"):
+        await audit.count_events()
+    await audit.aclose()
+
+
 async def test_cancelled_callers_hurt_nobody(migrated_server, unique):
     chance = random.Random(5)
     async with AuditAggregator(migrated_server.url) as audit:
@@ -212,25 +269,67 @@ def test_several_loops_one_after_another_without_closing(migrated_server, unique
 
 def test_two_threads_with_loops_at_once(migrated_server, unique):
     audit = AuditAggregator(migrated_server.url)
-    failed = []
 
     async def many():
         for _ in range(50):
             await asyncio.gather(*(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(10)))
 
-    def body():
-        try:
-            asyncio.run(many())
-        except BaseException as error:  # noqa: BLE001 (told to the test)
-            failed.append(error)
+    assert in_threads(2, many) == []
+    assert len(asyncio.run(stored_ids(migrated_server.url, unique))) == 1000
 
-    threads = [threading.Thread(target=body) for _ in range(2)]
+
+@pytest.mark.parametrize("what", ["_here", "_vault"])
+def test_threads_that_begin_at_once_share_what_a_process_has_once(what, monkeypatch):
+    audit = AuditAggregator("postgresql://u:p@127.0.0.1:1/d", personal_key=bytes(32))
+    begin, found = threading.Barrier(8), []
+    for name in ("make_encoder", "_make_ring"):
+        make = getattr(audit, name)
+        monkeypatch.setattr(audit, name, lambda make=make: (time.sleep(0.05), make())[1], raising=False)
+
+    def use():
+        begin.wait()
+        found.append(getattr(audit, what)())
+
+    threads = [threading.Thread(target=use) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert failed == []
-    assert len(asyncio.run(stored_ids(migrated_server.url, unique))) == 1000
+    assert len({id(one) for one in found}) == 1
+
+
+def test_a_child_forked_while_a_thread_holds_the_locks():
+    program = """
+        import os, threading
+        from dotmac.platform.audit_trail import AuditAggregator, service, spool_file
+
+        held, done = threading.Event(), threading.Event()
+
+        def hold():
+            with service.making(), spool_file._ours_guard:
+                held.set()
+                done.wait()
+
+        threading.Thread(target=hold, daemon=True).start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            import signal
+            signal.alarm(5)
+            AuditAggregator("postgresql://u:p@127.0.0.1:1/d")._here()
+            with spool_file._ours_guard:
+                os._exit(7)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        done.set()
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert answer.stdout.strip() == "7"
 
 
 def test_a_forked_child_starts_anew(migrated_server, unique):

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+import traceback
 import uuid
 import weakref
 from datetime import UTC, date, datetime
@@ -32,6 +33,11 @@ import pytest
 
 from dotmac.platform.audit_trail import AuditAggregator, AuditCategory, AuditTrailConfig, schema, writer
 from dotmac.platform.audit_trail.anomaly import Anomaly
+from dotmac.platform.audit_trail.batch import Batch, Item
+from dotmac.platform.audit_trail.database import meaning
+from dotmac.platform.audit_trail.entry import make_encoder, make_entry
+from dotmac.platform.audit_trail.lane import Lane
+from dotmac.platform.audit_trail.partitions import Targets
 from dotmac.platform.audit_trail.telling import Teller
 from dotmac.platform.core.unified_config import reload_config
 from dotmac.platform.errors import (
@@ -85,7 +91,10 @@ async def test_a_stopped_server_ends_reads_in_time(migrated_server):
             for read, bound in (
                 (audit.query_events, 2),
                 (audit.query_events, 2),  # on a new connection
-                (lambda: audit.generate_compliance_report(date(2024, 1, 1), date(2024, 1, 2)), 5),
+                (
+                    lambda: audit.generate_compliance_report(date(2024, 1, 1), date(2024, 1, 2), timeout=1.0),
+                    5,
+                ),
                 (audit.schema_status, 5),
                 (audit.migrate, 5),
             ):
@@ -102,7 +111,9 @@ async def test_a_server_that_stops_in_the_middle_of_a_report(migrated_server, ow
         await audit.count_events()
         async with owner.transaction():
             await owner.execute("LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE")
-            report = asyncio.create_task(audit.generate_compliance_report(date(2024, 1, 1), date(2024, 1, 2)))
+            report = asyncio.create_task(
+                audit.generate_compliance_report(date(2024, 1, 1), date(2024, 1, 2), timeout=3.0)
+            )
             waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
             while not await owner.fetchval(waits):
                 await asyncio.sleep(0.01)
@@ -125,7 +136,7 @@ async def test_a_lost_acknowledgement(migrated_server, unique):
         for number in range(30):
             await audit.log_event("AUTHENTICATION", "login", tenant_id=f"{unique}{number}", **ANOMALOUS)
         told.clear()
-        proxy.lose_answer(b"COPY ")
+        proxy.lose_answer(b"INSERT 0 1")
         event_id = await audit.log_event("AUTHENTICATION", "login", tenant_id=unique, **ANOMALOUS)
         assert proxy.lost == 1
         assert [one.event_id for one in told] == [event_id]
@@ -152,11 +163,60 @@ async def test_the_error_says_which_id_to_try_again_with(migrated_server, unique
             await audit.log_event("SECURITY", "x", id=uuid.uuid4())
 
 
+async def test_what_is_told_not_stored_is_not_stored(migrated_server, unique, monkeypatch):
+    ensure, tries = Targets.ensure, []
+
+    async def slow_at_first(targets, fetch, days):
+        tries.append(days)
+        if len(tries) == 1:
+            await asyncio.sleep(10)
+        await ensure(targets, fetch, days)
+
+    monkeypatch.setattr(Targets, "ensure", slow_at_first)
+    async with AuditAggregator(migrated_server.url) as audit:
+        database = (await audit._state()).database
+        lane = Lane(database, Targets(), lambda _: None)
+        encoder, loop = make_encoder(hashed=True), asyncio.get_running_loop()
+        items = [
+            Item(
+                make_entry(encoder, category="SECURITY", action=action, tenant_id=unique),
+                loop.create_future(),
+                loop.time() + seconds,
+                own_id=False,
+            )
+            for action, seconds in (("hasty", 0.5), ("patient", 20))
+        ]
+        await lane.store(Batch(items))
+        with pytest.raises(AuditUnavailable, match="was not stored"):
+            await items[0].done
+        assert await items[1].done is True
+        assert [event.action for event in await audit.query_events(tenant_id=unique)] == ["patient"]
+        await lane.aclose()
+
+
+async def test_a_refusal_shows_no_row(postgres_database, unique, caplog):
+    async with AuditAggregator(postgres_database) as audit:
+        await audit.migrate()
+        connection = await asyncpg.connect(postgres_database)
+        await connection.execute("ALTER TABLE audit_events ADD CONSTRAINT mine CHECK (action <> 'refused')")
+        await connection.close()
+        with pytest.raises(InvalidEvent, match=r"SQLSTATE 23514, constraint \w*mine") as caught:
+            await audit.log_event("SECURITY", "refused", user_id="ada", metadata={"what": f"hidden{unique}"})
+        assert f"hidden{unique}" not in str(caught.value) + caplog.text
+        # What is raised from it, as errors of reading are, shows it in no traceback either.
+        error = asyncpg.CheckViolationError("refused")
+        error.detail = "Failing row contains (hidden)."
+        made = meaning(error)
+        made.__cause__ = error
+        assert "hidden" not in "".join(traceback.format_exception(made))
+
+
 async def test_a_role_that_may_insert_and_see_ids(migrated_server, owner, unique):
     for statement in (
         f"CREATE ROLE {unique} LOGIN PASSWORD 'p'",
         f"GRANT INSERT ON audit_events TO {unique}",
         f"GRANT SELECT (occurred_at, id) ON audit_events TO {unique}",
+        f"GRANT INSERT, SELECT ON audit_writers, audit_writer_ends, audit_segments, audit_rollup TO {unique}",
         f"GRANT SELECT ON {schema.VERSION_TABLE} TO {unique}",
     ):
         await owner.execute(statement)
@@ -164,7 +224,7 @@ async def test_a_role_that_may_insert_and_see_ids(migrated_server, owner, unique
     poor = parts._replace(netloc=f"{unique}:p@{parts.netloc.rpartition('@')[2]}").geturl()
     async with PostgresProxy(poor) as proxy, AuditAggregator(proxy.url) as audit:
         await audit.log_event("SECURITY", "x", tenant_id=unique)
-        proxy.lose_answer(b"COPY ")
+        proxy.lose_answer(b"INSERT 0 1")
         await audit.log_event("SECURITY", "x", tenant_id=unique)
         assert proxy.lost == 1
     assert await owner.fetchval("SELECT count(*) FROM audit_events WHERE tenant_id = $1", unique) == 2
@@ -181,8 +241,9 @@ async def test_durable_where_the_database_is_lazy(postgres_database):
             "ALTER TABLE audit_events ADD mode text DEFAULT current_setting('synchronous_commit')"
         )
         first = await audit.log_event("SECURITY", "x")
-        for connection in (await audit._state()).writer._idle:
-            await connection.execute("DISCARD ALL")  # as a pooler does between transactions
+        for lane in (await audit._state()).writer._idle:
+            if lane._connection is not None:
+                await lane._connection.execute("DISCARD ALL")  # as a pooler does between transactions
         await audit.log_event("SECURITY", "x")
         await audit.log_event("SECURITY", "x", id=first)
     assert [row["mode"] for row in await owner.fetch("SELECT mode FROM audit_events")] == ["on", "on"]
@@ -232,10 +293,11 @@ async def test_a_partition_dropped_after_a_lost_connection(migrated_server, owne
     moment = datetime(2005, 5, 5, tzinfo=UTC)
     async with PostgresProxy(migrated_server.url) as proxy, AuditAggregator(proxy.url) as audit:
         await audit.log_event("SECURITY", "x", occurred_at=moment)
-        proxy.lose_answer(b"COPY ")
+        proxy.lose_answer(b"INSERT 0 1")
         proxy.on_lost = lambda: owner.execute("DROP TABLE audit_events_2005_05")
-        await audit.log_event("SECURITY", "x", tenant_id=unique, occurred_at=moment)
+        await audit.log_event("SECURITY", "x", tenant_id=f"{unique}1", occurred_at=moment)  # went with it
         assert proxy.lost == 1
+        await audit.log_event("SECURITY", "x", tenant_id=unique, occurred_at=moment)
         assert await audit.count_events(tenant_id=unique) == 1
 
 

@@ -149,7 +149,7 @@ async def test_tokens_increase_over_a_server_that_lost_its_data(
 async def test_waiting_ends_after_blocking_timeout(
     locks: DistributedLockManager, partition: Partition
 ) -> None:
-    async with locks.acquire_lock("a"):
+    async with locks.acquire_lock("a", owner="somebody"):
 
         async def other() -> None:
             started = time.monotonic()
@@ -190,6 +190,17 @@ async def test_only_trying_answers_at_once(locks: DistributedLockManager, partit
     assert partition.empty()
 
 
+async def test_an_extension_counts_from_now_not_from_the_last_heartbeat(
+    locks: DistributedLockManager,
+) -> None:
+    async with locks.acquire_lock("a", timeout=9) as lock:
+        await asyncio.sleep(0.6)  # heartbeats are one second apart
+        await lock.extend(0.4)
+        assert lock.held
+        await asyncio.sleep(1)
+        assert lock.held
+
+
 async def test_extend_sets_the_length_anew(locks: DistributedLockManager) -> None:
     async with locks.acquire_lock("a", timeout=1.0) as lock:
         assert 0.5 < lock.remaining < 1.0
@@ -212,7 +223,7 @@ async def test_extend_sets_the_length_anew(locks: DistributedLockManager) -> Non
 
 
 async def test_a_lease_without_renewal_ends_by_itself(locks: DistributedLockManager) -> None:
-    lock = locks.acquire_lock("a", timeout=0.5, auto_renewal=False)
+    lock = locks.acquire_lock("a", timeout=0.5, auto_renewal=False, owner="somebody")
     started = time.monotonic()
     assert await lock.acquire()
     token = lock.fencing_token
@@ -306,8 +317,10 @@ async def test_a_context_that_is_left_in_another_task_gives_the_lock_back(
     await asyncio.create_task(lock.__aexit__(None, None, None))
     assert partition.empty()
     await asyncio.to_thread(lock.__enter__)
-    threading.Thread(target=lock.__exit__, args=(None, None, None)).start()
-    await until(partition.empty)
+    thread = threading.Thread(target=lock.__exit__, args=(None, None, None))
+    thread.start()
+    await asyncio.to_thread(thread.join)
+    assert partition.empty()
 
 
 async def test_released_by_hand_in_its_own_body(locks: DistributedLockManager, partition: Partition) -> None:

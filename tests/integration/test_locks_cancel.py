@@ -54,6 +54,52 @@ async def test_a_free_lock(locks: DistributedLockManager, partition: Partition, 
         await is_clean(locks, partition)
 
 
+@pytest.mark.parametrize("k", range(5))
+async def test_entering_in_a_task_of_its_own(
+    locks: DistributedLockManager, partition: Partition, k: int
+) -> None:
+    async with locks.acquire_lock("a"):
+        pass
+    lock = locks.acquire_lock("a")
+    task = asyncio.create_task(lock.__aenter__())
+    await turns(k)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.done()
+    if not task.cancelled():
+        await lock.release()
+    await is_clean(locks, partition)
+    async with locks.acquire_lock("a"):
+        waiting = locks.acquire_lock("a", owner="other")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(waiting.__aenter__(), 0.01)
+        await until(lambda: partition.queued() == 0)
+    assert await asyncio.wait_for(lock.__aenter__(), 5) is lock
+    await asyncio.wait_for(lock.__aexit__(None, None, None), 5)
+    await is_clean(locks, partition)
+
+
+async def test_entering_that_nobody_awaits(locks: DistributedLockManager, partition: Partition) -> None:
+    async with locks.acquire_lock("a"):
+        pass
+    entering = locks.acquire_lock("a").__aenter__()
+    await turns(3)
+    await until(lambda: partition.held() == 1)
+    entering.close()
+    await is_clean(locks, partition)
+    # It asks all the same, and gives back what it is granted.
+    locks.acquire_lock("a").__aenter__()
+    async with asyncio.timeout(5), locks.acquire_lock("a", owner="next"):
+        pass
+    await is_clean(locks, partition)
+    entering = locks.acquire_lock("a").__aenter__()
+    lock = await entering
+    with pytest.raises(RuntimeError, match="await"):
+        await entering
+    await lock.__aexit__(None, None, None)
+    await is_clean(locks, partition)
+
+
 @pytest.mark.parametrize("k", range(0, 40, 3))
 async def test_by_hand_and_in_real_time(locks: DistributedLockManager, partition: Partition, k: int) -> None:
     """Cancelled after k hundreds of microseconds, so that the answer is on its way at some of them."""
@@ -162,8 +208,9 @@ async def test_twice_cancelled_while_leaving(locks: DistributedLockManager, part
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from support.locks import manager_at
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
 locks = manager_at(sys.argv[1], sys.argv[2])
 print("waiting")
 try:

@@ -1,17 +1,14 @@
 """Locks over connections of every kind, and over connections that break.
 
 Promises: a connection that is killed with requests in flight, or cut after a command ran and before its
-answer came, grants nothing twice, leaks nothing and fails nobody who can wait; TCP, TLS, Unix sockets,
-passwords, ACL users with the least rights, database numbers and the clients of redis-py and valkey-py all
-reach the lock; wrong credentials and certificates are told apart from a server that is away; a server that
-refuses to serve is not hammered.
+answer came, grants nothing twice, leaks nothing and fails nobody who can wait; TCP, Unix sockets,
+passwords, database numbers and the clients of redis-py and valkey-py all reach the lock; wrong credentials
+are told apart from a server that is away; a server that refuses to serve is not hammered.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,23 +18,15 @@ import valkey
 import valkey.asyncio
 
 from dotmac.platform.connection.embedded import EmbeddedValkey
-from dotmac.platform.distributed_locks import DistributedLock, DistributedLockManager
-from dotmac.platform.errors import AuthenticationFailed, RequestTimeout, ServerUnavailable
-from support.locks import Partition, manager_at, until
+from dotmac.platform.distributed_locks import DistributedLock
+from dotmac.platform.errors import AuthenticationFailed, ServerUnavailable
+from support.locks import Partition, manager_at, until, works
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from dotmac.platform.distributed_locks.lock import DistributedLock as Lock
-
-
-async def works(locks: DistributedLockManager) -> None:
-    async with asyncio.timeout(20), locks.acquire_lock("a") as lock:
-        assert lock.held
-        assert [info.name for info in await locks.list_locks()] == ["a"]
-    assert await locks.list_locks() == []
 
 
 # ---- broken connections
@@ -50,7 +39,7 @@ async def test_killed_with_requests_in_flight(own_valkey: EmbeddedValkey, unique
 
         async def work(number: int) -> None:
             nonlocal inside, done
-            for _ in range(10):
+            for _ in range(30):
                 async with locks.acquire_lock(f"l{number % 4}", timeout=5) as lock:
                     token = lock.fencing_token
                     await asyncio.sleep(0.001)
@@ -66,7 +55,7 @@ async def test_killed_with_requests_in_flight(own_valkey: EmbeddedValkey, unique
         async with asyncio.timeout(60):
             await asyncio.gather(*(work(number) for number in range(20)))
         killer.cancel()
-        assert done == 200
+        assert done == 600
         assert locks.stats()["connections"] > 2, "the connection was never killed"
         assert locks.stats()["losses"] == 0
         assert inside == 0
@@ -161,89 +150,6 @@ async def test_a_held_lock_survives_a_short_cut(proxy: Proxy, unique: str) -> No
         assert locks.stats()["connections"] > 1
 
 
-# ---- TLS
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and a certificate of `localhost` by it."""
-    place = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=place, check=True, capture_output=True)
-
-    (place / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    authority = ("-addext", "basicConstraints=critical,CA:TRUE", "-days", "2")
-    for name in ("ca", "other"):
-        openssl(
-            "req",
-            "-x509",
-            *key,
-            *authority,
-            "-keyout",
-            f"{name}.key",
-            "-out",
-            f"{name}.pem",
-            "-subj",
-            f"/CN={name}",
-        )
-    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
-    signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
-    openssl("x509", "-req", "-in", "server.csr", *signing, "-out", "server.pem")
-    return place
-
-
-@pytest.fixture
-def tls(valkey_url: str, certificates: Path) -> Iterator[Proxy]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
-    with Proxy(valkey_url, context) as between:
-        yield between
-
-
-async def test_tls(tls: Proxy, certificates: Path, unique: str) -> None:
-    for options in (
-        f"tls_ca={certificates}/ca.pem",
-        f"ssl_ca_certs={certificates}/ca.pem",
-        f"tls_ca={certificates}/ca.pem&tls_server_name=localhost",
-        "tls_insecure=true",
-    ):
-        async with manager_at(f"{tls.url}?{options}", unique) as locks:
-            await works(locks)
-            tls.drop()
-            await works(locks)
-            many = [locks.acquire_lock(f"n{n}") for n in range(200)]
-            assert await asyncio.gather(*(lock.acquire() for lock in many)) == [True] * 200
-            await asyncio.gather(*(lock.release() for lock in many))
-
-
-async def test_a_certificate_that_does_not_fit(tls: Proxy, certificates: Path, unique: str) -> None:
-    for options in (
-        f"tls_ca={certificates}/other.pem",
-        f"tls_ca={certificates}/ca.pem&tls_server_name=elsewhere",
-    ):
-        async with manager_at(f"{tls.url}?{options}&request_timeout=1", unique) as locks:
-            with pytest.raises(ServerUnavailable, match="certificate"):
-                await locks.acquire_lock("a").acquire()
-
-
-async def test_tls_to_a_server_that_reads_nothing_ends_in_time(tls: Proxy, unique: str) -> None:
-    """More than the sockets' buffers hold is asked for, so that writing itself stands still."""
-    async with manager_at(f"{tls.url}?tls_insecure=true&request_timeout=1", unique) as locks:
-        held = locks.acquire_lock("a", timeout=1)
-        await held.acquire()
-        tls.stall()
-        async with asyncio.timeout(15):
-            many = [locks.acquire_lock(f"{n}" + "x" * 1000).acquire(blocking=False) for n in range(15_000)]
-            results = await asyncio.gather(*many, return_exceptions=True)
-            assert {type(result) for result in results} <= {RequestTimeout, ServerUnavailable}
-            await held.lost
-        tls.flow()
-        tls.drop()
-        await works(locks)
-
-
 # ---- who may come in, and where
 
 
@@ -259,17 +165,6 @@ async def test_passwords_and_users(unique: str) -> None:
                 with pytest.raises(AuthenticationFailed, match="check user, password") as caught:
                     await locks.acquire_lock("a").acquire()
                 assert "nonsense" not in str(caught.value)
-        with redis.Redis.from_url(right) as admin:
-            admin.execute_command(
-                "ACL SETUSER app on >pw resetkeys resetchannels -@all "
-                f"~{{{unique}:0}}:* &{{{unique}:0}}:* +@connection +evalsha +eval +script|load "
-                "+subscribe +publish +@hash +@sortedset +time"
-            )
-            async with manager_at(f"redis://app:pw@{place}", unique) as locks:
-                await works(locks)
-            async with manager_at(f"redis://app:pw@{place}?request_timeout=1", "elsewhere") as locks:
-                with pytest.raises(AuthenticationFailed, match="NOPERM|ACL|permission"):
-                    await locks.acquire_lock("a").acquire()
 
 
 async def test_a_refusing_server_is_not_hammered(own_valkey: EmbeddedValkey, unique: str) -> None:

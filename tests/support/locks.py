@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,23 @@ def manager_at(url: object, namespace: str, **settings: object) -> DistributedLo
     return DistributedLockManager(url, config=DistributedLockConfig(), namespace=namespace, **settings)
 
 
+async def works(locks: DistributedLockManager, name: str = "a") -> int:
+    """A lock is held, seen and given back in time; its fencing token."""
+    async with asyncio.timeout(30), locks.acquire_lock(name) as lock:
+        assert lock.held
+        assert name in [info.name for info in await locks.list_locks()]
+        token = lock.fencing_token
+    assert name not in [info.name for info in await locks.list_locks()]
+    return token
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def wait_until(condition: Callable[[], object], seconds: float = LIMIT) -> None:
     """Blocks until the condition is true."""
     deadline = time.monotonic() + seconds
@@ -44,17 +62,22 @@ async def until(condition: Callable[[], object], seconds: float = LIMIT) -> None
 
 
 class Partition:
-    """The server's records of one namespace's locks."""
+    """The server's records of one namespace's locks, in a cluster those of one partition."""
 
-    def __init__(self, url: str, namespace: str) -> None:
+    def __init__(self, url: str, namespace: str, partition: int = 0) -> None:
         self.client = redis.Redis.from_url(url, decode_responses=True)
-        self.tag = f"{{{namespace}:0}}"
+        self.tag = f"{{{namespace}:{partition}}}"
+
+    def used_before(self) -> None:
+        """As if locks had been used there: a server that has just started keeps nobody waiting then."""
+        self.client.hsetnx(f"{self.tag}:m", "e", "1")
 
     def held(self) -> int:
         return self.client.hlen(f"{self.tag}:h")
 
     def queued(self) -> int:
-        return self.client.zcard(f"{self.tag}:q")
+        # Where several hold a lock, they stand in the same set, behind a NUL.
+        return sum(not member.startswith("\0") for member in self.client.zrange(f"{self.tag}:q", 0, -1))
 
     def sessions(self) -> int:
         return sum(not member.startswith("!") for member in self.client.zrange(f"{self.tag}:x", 0, -1))

@@ -1,4 +1,4 @@
-"""A TCP proxy in a thread of its own that cuts, stalls or encrypts the way to a server.
+"""A TCP proxy in a thread of its own that cuts, stalls, delays or encrypts the way to a server.
 
 It runs beside the test's event loop, so that a test may block that loop and still have a network.
 """
@@ -40,6 +40,8 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._marker: bytes | None = None
         self._deaf: set[asyncio.StreamWriter] = set()
+        self._latency = 0.0
+        self._halved: float | None = None
         self.cut = threading.Event()
         self.port = 0
 
@@ -60,6 +62,14 @@ class Proxy:
     def flow(self) -> None:
         """Ends a stall."""
         self._loop.call_soon_threadsafe(self._flowing.set)
+
+    def delay(self, seconds: float) -> None:
+        """From here on whatever passes, in either direction, takes this much longer; 0 ends it."""
+        self._latency = seconds
+
+    def halve_answer(self, pause: float) -> None:
+        """The next bytes from the server arrive half at first, and the rest after `pause` seconds."""
+        self._halved = pause
 
     def drop(self) -> None:
         """Closes every connection."""
@@ -134,7 +144,14 @@ class Proxy:
         """Bytes in one direction; `client` is the way back, for commands whose answers are to be lost."""
         with suppress(ConnectionError):
             while data := await reader.read(CHUNK):
+                if self._latency:
+                    await asyncio.sleep(self._latency)
                 await self._flowing.wait()
+                if client is None and self._halved is not None and len(data) > 1:
+                    pause, self._halved = self._halved, None
+                    writer.write(data[: len(data) // 2])
+                    data = data[len(data) // 2 :]
+                    await asyncio.sleep(pause)
                 if client is not None and self._marker is not None and self._marker in data:
                     self._marker = None
                     # Nothing more reaches the client. The server reads to the end and closes.

@@ -1,20 +1,26 @@
 """Clients of redis-py and valkey-py.
 
 Promises: address, database, login, timeouts and TLS files of a client are read, whatever made it
-(constructor, URL, pool; synchronous or asyncio); a client that can't be read
+(constructor, URL, pool, `Sentinel.master_for`, clusters; synchronous or asyncio); a client that can't be read
 faithfully is refused with `UnreadableClient`.
 """
 
 from __future__ import annotations
 
 import ssl
+import sys
 
 import pytest
 import redis
 import redis.asyncio
+import redis.asyncio.cluster
+import redis.asyncio.sentinel
+import redis.sentinel
 import valkey
 import valkey.asyncio
-from redis.asyncio.sentinel import Sentinel
+import valkey.asyncio.cluster
+import valkey.asyncio.sentinel
+import valkey.sentinel
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 
 from dotmac.platform.connection.clients import target_from_client
@@ -64,8 +70,74 @@ def test_what_cannot_be_read_is_refused() -> None:
     for thing in (None, object(), "redis://h", 7):
         with pytest.raises(UnreadableClient, match="redis_url="):
             target_from_client(thing)
-    with pytest.raises(UnreadableClient, match="Sentinel"):
-        target_from_client(Sentinel([("h", 1)]).master_for("m"))
+
+
+@pytest.mark.parametrize(
+    "kind", [redis.asyncio.cluster.RedisCluster, valkey.asyncio.cluster.ValkeyCluster], ids=str
+)
+def test_nodes_of_a_cluster_are_read(kind) -> None:
+    node = sys.modules[kind.__module__].ClusterNode
+    nodes = [node("b", 7), node("a", 8)]
+    plain = kind(startup_nodes=nodes, username="u", password="p", socket_timeout=2, socket_connect_timeout=3)
+    shared = {"username": "u", "password": "p", "request_timeout": 2.0, "connect_timeout": 3.0}
+    assert target_from_client(plain) == RedisTarget(
+        host="",
+        port=0,
+        cluster=(RedisTarget(host="a", port=8, **shared), RedisTarget(host="b", port=7, **shared)),
+        **shared,
+    )
+    secured = target_from_client(kind(host="h", ssl=True, ssl_ca_certs="/ca", socket_connect_timeout=5))
+    assert (secured.kind, secured.tls_ca, secured.cluster[0].kind) == ("tls", "/ca", "tls")
+    remapped = kind(host="h", address_remap=lambda address: address)
+    with pytest.raises(UnreadableClient, match="address_remap"):
+        target_from_client(remapped)
+    with pytest.raises(UnreadableClient, match="ssl_ciphers"):
+        target_from_client(kind(host="h", ssl=True, ssl_ciphers="x"))
+
+
+SENTINELS = [redis.sentinel, redis.asyncio.sentinel, valkey.sentinel, valkey.asyncio.sentinel]
+
+
+@pytest.mark.parametrize("module", SENTINELS, ids=lambda module: module.__name__)
+def test_sentinels_and_service_are_read(module) -> None:
+    places = [("b", 26_379), ("a", 7)]
+    plain = module.Sentinel(places, socket_timeout=2, sentinel_kwargs={"username": "w", "password": "s"})
+    target = RedisTarget(
+        host="",
+        port=0,
+        db=3,
+        username="u",
+        password="p",
+        request_timeout=2.0,
+        service="m",
+        sentinels=tuple(
+            RedisTarget(host=host, port=port, username="w", password="s") for host, port in sorted(places)
+        ),
+    )
+    client = plain.master_for("m", db=3, username="u", password="p")
+    assert target_from_client(client) == target
+    assert target_from_client(client.connection_pool) == target
+    secured = module.Sentinel(
+        places, sentinel_kwargs={"ssl": True, "ssl_ca_certs": "/s"}, ssl=True, ssl_ca_certs="/ca"
+    )
+    target = target_from_client(secured.master_for("m"))
+    assert (target.kind, target.tls_ca) == ("tls", "/ca")
+    assert {(one.kind, one.tls_ca) for one in target.sentinels} == {("tls", "/s")}
+    for unreadable, why in (
+        (plain.slave_for("m"), "replicas"),
+        (module.Sentinel(places, min_other_sentinels=1).master_for("m"), "min_other_sentinels"),
+        (module.Sentinel([]).master_for("m"), "no sentinels"),
+        (module.Sentinel(places, sentinel_kwargs={"ssl": True, "ssl_ciphers": "x"}).master_for("m"), "cip"),
+    ):
+        with pytest.raises(UnreadableClient, match=why):
+            target_from_client(unreadable)
+
+
+@pytest.mark.parametrize("module", SENTINELS[:2], ids=lambda module: module.__name__)
+def test_a_replaced_address_is_not_left_out(module) -> None:
+    client = module.Sentinel([("h", 1)], force_master_ip="10.0.0.1").master_for("m")
+    with pytest.raises(UnreadableClient, match="force_master_ip"):
+        target_from_client(client)
 
 
 @pytest.mark.parametrize(

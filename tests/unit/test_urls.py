@@ -7,7 +7,7 @@ Promises: every supported form is read into the same target that wrote it; anyth
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dotmac.platform.connection.urls import RedisTarget, mask_url, parse_redis_url, postgres_dsn
@@ -63,14 +63,111 @@ def test_defaults_and_options() -> None:
     )
 
 
+@given(
+    st.sampled_from(["redis", "valkey", "rediss", "valkeys"]),
+    st.lists(
+        st.tuples(
+            st.one_of(st.just("s1.example.org"), st.ip_addresses().map(str)),
+            st.one_of(st.none(), st.integers(1, 65_535)),
+        ),
+        min_size=1,
+        max_size=5,
+        unique_by=lambda place: (place[0], place[1] or 26_379),
+    ),
+    word,
+    st.one_of(st.none(), word),
+    st.integers(0, 99),
+)
+def test_sentinels_are_read_back(scheme, places, service, password, db) -> None:
+    shown = ",".join(
+        (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "") for host, port in places
+    )
+    options = f"?sentinel_password={quoted(password)}" if password is not None else ""
+    target = parse_redis_url(f"{scheme}+sentinel://u:p@{shown}/{quoted(service)}/{db}{options}")
+    kind = "tls" if scheme in ("rediss", "valkeys") else "tcp"
+    assert target == RedisTarget(
+        kind,
+        host="",
+        port=0,
+        db=db,
+        username="u",
+        password="p",
+        service=service,
+        sentinels=tuple(RedisTarget(kind, host, port or 26_379, password=password) for host, port in places),
+    )
+    again = parse_redis_url(str(target))
+    assert (again.service, again.db) == (service, db)
+    assert [one.place for one in again.sentinels] == [one.place for one in target.sentinels]
+
+
+def test_timeouts_and_tls_are_for_the_sentinels_too() -> None:
+    target = parse_redis_url(
+        "rediss+sentinel://:p@a,b:7/m?db=2&connect_timeout=1&tls_ca=/ca&tls_server_name=x"
+        f"&sentinel_username=w&sentinel_password={SECRET}"
+    )
+    shared = {"tls_ca": "/ca", "tls_server_name": "x", "connect_timeout": 1.0}
+    login = {"username": "w", "password": SECRET}
+    assert target.sentinels == (
+        RedisTarget("tls", "a", 26_379, **login, **shared),
+        RedisTarget("tls", "b", 7, **login, **shared),
+    )
+    assert (target.db, target.tls_ca, target.connect_timeout) == (2, "/ca", 1.0)
+    assert SECRET not in str(target) + repr(target)
+    assert str(target) == "rediss+sentinel://:***@a:26379,b:7/m/2"
+    other = target.with_timeouts(9.0, 8.0)
+    assert (other.connect_timeout, other.request_timeout) == (1.0, 8.0)
+    assert {(one.connect_timeout, one.request_timeout) for one in other.sentinels} == {(1.0, 8.0)}
+
+
+def test_nodes_of_a_cluster_share_login_tls_and_timeouts() -> None:
+    target = parse_redis_url(
+        f"rediss+cluster://u:{SECRET}@a,[::1]:7?connect_timeout=1&tls_ca=/ca&partitions=16"
+    )
+    shared = {"username": "u", "password": SECRET, "tls_ca": "/ca", "connect_timeout": 1.0}
+    assert target.cluster == (RedisTarget("tls", "a", 6379, **shared), RedisTarget("tls", "::1", 7, **shared))
+    assert (target.kind, target.db, target.partitions, target.sentinels) == ("tls", 0, 16, ())
+    assert SECRET not in str(target) + repr(target)
+    assert str(target) == "rediss+cluster://u:***@a:6379,[::1]:7"
+    assert target.with_partitions(32) is target
+    plain = parse_redis_url("valkey+cluster://")
+    assert [node.place for node in plain.cluster] == ["localhost:6379"]
+    assert plain.partitions is None
+    assert plain.with_partitions(None).partitions == 64
+    assert plain.with_partitions(32).partitions == 32
+    assert parse_redis_url("redis://h").with_partitions(32).partitions is None
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
         ("", "redis://"),
         ("localhost:6379", "redis://"),
         ("http://h", "unix://"),
-        ("redis+sentinel://h/mymaster/0", "not available in this version"),
-        ("redis+cluster://h", "not available in this version"),
+        ("redis+sentinel://h", "service is missing"),
+        ("redis+sentinel://h/", "service is missing"),
+        ("redis+sentinel://h//0", "service is missing"),
+        ("redis+sentinel://a,,b/m", "no host"),
+        ("redis+sentinel://a,b:x/m", "1 to 65535"),
+        ("redis+sentinel://a,b,a:26379/m", "a:26379 must be named once"),
+        ("redis+sentinel://a/m/x", "database"),
+        ("redis+sentinel://a/m/0/1", "database"),
+        ("redis+sentinel://a/m?sentinel_username=u", "sentinel_password"),
+        ("redis+sentinel://a/m?tls_ca=/x", "needs rediss://"),
+        ("redis://h?sentinel_password=x", "needs redis+sentinel://"),
+        ("unix+sentinel:///a/m", "redis+sentinel://"),
+        ("embedded+sentinel://a/m", "redis+sentinel://"),
+        ("redis+cluster://a/1", "only the database 0"),
+        ("redis+cluster://a?db=1", "only the database 0"),
+        ("redis+cluster://a/x", "database"),
+        ("redis+cluster://a,,b", "a node between commas has no host"),
+        ("redis+cluster://a,a:6379", "the node a:6379 must be named once"),
+        ("redis+cluster://a?partitions=0", "from 1 to 1024"),
+        ("redis+cluster://a?partitions=1025", "from 1 to 1024"),
+        ("redis+cluster://a?partitions=many", "from 1 to 1024"),
+        ("redis+cluster://a?tls_ca=/x", "needs rediss://"),
+        ("redis://a?partitions=64", "needs redis+cluster://"),
+        ("redis+sentinel://a/m?partitions=64", "needs redis+cluster://"),
+        ("unix+cluster:///a", "redis+cluster://"),
         ("embedded://", "resolve_redis"),
         ("redis://h:0", "1 to 65535"),
         ("redis://h:65536", "1 to 65535"),
@@ -131,6 +228,7 @@ def test_any_text_gives_a_target_or_a_typed_error(text: str) -> None:
     st.text(st.characters(blacklist_categories=["Cs"]), max_size=10),
     st.text(st.characters(blacklist_categories=["Cs"]), max_size=10),
 )
+@example("?", "")
 def test_no_shown_form_contains_the_password(before: str, after: str) -> None:
     password = f"{before}{SECRET}{after}"
     assert SECRET not in mask_url(f"redis://user:{password}@host:6379/0")
@@ -153,6 +251,28 @@ def test_targets_and_options_hide_the_password() -> None:
     assert str(parse_redis_url("unix:///a/b.sock?db=1")) == "unix:///a/b.sock?db=1"
     assert mask_url(f"redis://h?password={SECRET}&db=1") == "redis://h?password=***&db=1"
     assert mask_url("redis://user@h") == "redis://user@h"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://tok@host/x", "https://***@host/x"),
+        ("tok@host", "***@host"),
+        ("postgresql+asyncpg://user@host/db", "postgresql+asyncpg://user@host/db"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("https://h/x?token=tok&a=1", "https://h/x?token=***&a=1"),
+        ("https://h/x?a=1&KEY=tok#f", "https://h/x?a=1&KEY=***#f"),
+        ("https://h/x?sv=1&sig=tok", "https://h/x?sv=1&sig=***"),
+        ("https://h/x?api_key=tok&apikey=tok", "https://h/x?api_key=***&apikey=***"),
+        (
+            "https://h/x?X-Amz-Credential=tok&X-Amz-Signature=tok&X-Amz-Expires=9",
+            "https://h/x?X-Amz-Credential=***&X-Amz-Signature=***&X-Amz-Expires=9",
+        ),
+        ("rediss://h?tls_key=/etc/key.pem", "rediss://h?tls_key=/etc/key.pem"),
+    ],
+)
+def test_tokens_are_hidden(url: str, shown: str) -> None:
+    assert mask_url(url) == shown
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 //! which it sent the last heartbeat that the server is known to have processed before the grant, or that named the
 //! lease afterwards. Never from the time of the request or of the answer: both may be late.
 
+use crate::locks::Ask;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
@@ -55,6 +56,8 @@ pub enum LossReason {
     SessionEnded = 4,
     /// An operator took it away.
     Forced = 5,
+    /// It was held for as long as its holder had allowed at most.
+    HeldTooLong = 6,
 }
 
 impl LossReason {
@@ -66,6 +69,7 @@ impl LossReason {
             Self::Forgotten => "the server no longer knows the lease",
             Self::SessionEnded => "the server no longer knows this process's session",
             Self::Forced => "it was released by force",
+            Self::HeldTooLong => "it was held for longer than max_hold",
         }
     }
 
@@ -76,6 +80,7 @@ impl LossReason {
             Self::Forgotten,
             Self::SessionEnded,
             Self::Forced,
+            Self::HeldTooLong,
         ]
         .into_iter()
         .find(|reason| *reason as u8 == value)
@@ -90,12 +95,12 @@ const RELEASED: u8 = 255;
 pub struct Lease {
     /// Number of the lease in this process.
     pub id: u64,
-    /// Name of the lock.
-    pub name: Arc<str>,
     /// Fencing token.
     pub fence: u64,
-    /// The lease has a deadline of its own and is not renewed.
-    pub fixed: bool,
+    /// What was asked for.
+    pub ask: Arc<Ask>,
+    /// Place in the queue that it came from, from 1 on; 0 if it was granted at once.
+    pub place: u32,
     state: AtomicU8,
     base: AtomicU64,
     timeout: AtomicU64,
@@ -107,26 +112,36 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A lease as it was granted. `claimed` is false for a grant out of the queue.
+    /// A lease as it was granted, counting from `base`. `claimed` is false for a grant out of the queue.
     pub fn new(
-        (id, name, fence): (u64, Arc<str>, u64),
-        (base, timeout): (Micros, Micros),
-        fixed: bool,
+        (id, fence, place): (u64, u64, u32),
+        ask: Arc<Ask>,
+        base: Micros,
         claimed: bool,
         session: Arc<SessionClock>,
     ) -> Self {
         Self {
             id,
-            name,
             fence,
-            fixed,
+            place,
             state: AtomicU8::new(HELD),
             base: AtomicU64::new(base),
-            timeout: AtomicU64::new(timeout),
+            timeout: AtomicU64::new(ask.timeout),
             whole: AtomicBool::new(claimed),
-            renewed: AtomicBool::new(claimed && !fixed),
+            renewed: AtomicBool::new(claimed && !ask.fixed),
             session,
+            ask,
         }
+    }
+
+    /// Name of the lock.
+    pub fn name(&self) -> &Arc<str> {
+        &self.ask.name
+    }
+
+    /// The lease has a deadline of its own and is not renewed.
+    pub fn fixed(&self) -> bool {
+        self.ask.fixed
     }
 
     /// Length of the lease.
@@ -191,11 +206,11 @@ impl Lease {
     /// A heartbeat sent at `stamp` named it and the server accepted: the whole timeout counts from there, except
     /// that a claim does not move the server's deadline of a fixed one.
     pub(crate) fn claimed(&self, stamp: Micros) {
-        if !self.fixed {
+        if !self.fixed() {
             self.base.fetch_max(stamp, Ordering::AcqRel);
         }
         self.whole.store(true, Ordering::Release);
-        self.renewed.store(!self.fixed, Ordering::Release);
+        self.renewed.store(!self.fixed(), Ordering::Release);
     }
 
     /// Heartbeats no longer extend it until one has named it (after a reconnection).
@@ -223,9 +238,14 @@ mod tests {
         clock.confirm(1_000_000);
         (
             Lease::new(
-                (1, "a".into(), 7),
-                (1_000_000, timeout),
-                fixed,
+                (1, 7, 0),
+                Arc::new(Ask {
+                    name: "a".into(),
+                    timeout,
+                    fixed,
+                    ..Ask::default()
+                }),
+                1_000_000,
                 claimed,
                 clock.clone(),
             ),

@@ -5,9 +5,12 @@
 #![forbid(unsafe_code)]
 
 pub mod anomaly;
+pub mod audit;
 pub mod balance;
 pub mod error;
+pub mod export;
 pub mod lease;
 pub mod locks;
+pub mod partition;
 pub mod registry;
 pub mod session;

@@ -24,6 +24,8 @@ pub struct Session {
     pub open: bool,
     /// The server has confirmed this session at least once.
     pub known: bool,
+    /// The data may be older than what this client has seen: what the server thinks that it holds has to be compared.
+    pub compare: bool,
     /// Epoch of the partition's data.
     pub epoch: Option<String>,
     /// Revocations received and not yet acknowledged, word for word.
@@ -47,6 +49,7 @@ impl Session {
             gen_: 0,
             open: false,
             known: false,
+            compare: false,
             epoch: None,
             acknowledge: String::new(),
             clock: Arc::default(),
@@ -69,7 +72,16 @@ impl Session {
         self.open = false;
         self.known = false;
         self.acknowledge.clear();
-        self.clock = Arc::default();
+    }
+
+    /// No heartbeat goes out now; it is thought of again after an interval.
+    pub fn put_off(&mut self, now: Micros) {
+        self.next_due = now + self.interval();
+    }
+
+    /// What all sessions of this process have in common.
+    pub fn seed(&self) -> &str {
+        &self.seed
     }
 
     /// Counts a lease, a request or a registration of this length in.
@@ -174,12 +186,12 @@ mod tests {
     }
 
     #[test]
-    fn a_new_session_has_a_new_name_and_an_empty_clock() {
+    fn a_new_session_has_a_new_name_and_the_same_clock() {
         let mut session = Session::new("s".into(), 1);
         session.clock.confirm(9);
         let old = session.sid();
         session.renew();
         assert_ne!(session.sid(), old);
-        assert_eq!(session.clock.confirmed(), 0);
+        assert_eq!(session.clock.confirmed(), 9);
     }
 }

@@ -4,7 +4,7 @@
 //! extensions are believed only as far as all that is on its way allows, stale grants leave nothing behind, refused
 //! releases are sent again, a lost session is renewed once, and what ended takes up no memory.
 
-use dotmac_core::lease::{CLAIM_WINDOW, Lease, Micros, drift};
+use dotmac_core::lease::{CLAIM_WINDOW, Lease, LossReason, Micros, drift};
 use dotmac_core::locks::{
     AcquireReply, Ask, Client, Command, Event, Failure, Heartbeat, HeartbeatReply, Mode,
 };
@@ -20,7 +20,7 @@ fn ask(name: &str, timeout: Micros, fixed: bool) -> Ask {
         fixed,
         wait: true,
         patience: None,
-        since: 0,
+        ..Ask::default()
     }
 }
 
@@ -36,17 +36,27 @@ fn heartbeat(client: &mut Client) -> Heartbeat {
     }
 }
 
+fn waiting() -> AcquireReply {
+    AcquireReply::Waiting {
+        rest: Some(9 * SECOND),
+        rank: String::from("50001"),
+        place: 1,
+    }
+}
+
 fn alive(epoch: &str, revoked: &str, accepted: Vec<u64>) -> HeartbeatReply {
     HeartbeatReply::Alive {
         epoch: epoch.into(),
         revoked: revoked.into(),
         accepted,
+        due: None,
+        taking_back: false,
     }
 }
 
 /// Connects at `now`; the server knows all that is claimed.
 fn connect(client: &mut Client, now: Micros) -> Heartbeat {
-    client.connected(now);
+    client.connected(now, false);
     let sent = heartbeat(client);
     let accepted = sent.claims.iter().map(|(_, fence)| *fence).collect();
     client.on_heartbeat(now, &sent, alive("e", "", accepted));
@@ -98,7 +108,7 @@ fn a_resumed_session_extends_only_leases_that_it_names() {
     let mut client = open();
     let lease = granted(&mut client, SECOND, 7, ask("a", 10 * SECOND, false));
     client.disconnected(2 * SECOND, "cut".into());
-    client.connected(4 * SECOND);
+    client.connected(4 * SECOND, false);
     let sent = heartbeat(&mut client);
     // A server that lost its last writes does not know the lease.
     client.on_heartbeat(4 * SECOND, &sent, alive("e", "", Vec::new()));
@@ -140,14 +150,40 @@ fn a_shorter_extension_counts_from_the_call() {
 }
 
 #[test]
+fn an_extension_shorter_than_the_last_heartbeat_is_old_ends_nothing() {
+    let mut client = open();
+    let lease = granted(&mut client, SECOND, 7, ask("a", 10 * SECOND, false));
+    let now = SECOND * 9 / 5;
+    assert!(client.extend(now, &lease, SECOND / 2, 2));
+    // A heartbeat goes ahead, and the server counts from there.
+    let sent = heartbeat(&mut client);
+    assert_eq!(sent.stamp, now);
+    assert_eq!(lease.valid_until(), now + SECOND / 2 - drift(SECOND / 2));
+    client.tick(now);
+    assert!(client.events.is_empty(), "{:?}", client.events);
+}
+
+#[test]
+fn a_shorter_extension_is_not_believed_for_longer_than_what_it_shortens() {
+    let mut client = open();
+    let lease = granted(&mut client, SECOND, 7, ask("a", 10 * SECOND, false));
+    let before = lease.valid_until();
+    assert!(client.extend(9 * SECOND, &lease, 9 * SECOND, 2));
+    assert_eq!(lease.valid_until(), before);
+    client.disconnected(9 * SECOND, "cut".into());
+    assert!(client.extend(9 * SECOND, &lease, 8 * SECOND, 3));
+    assert_eq!(lease.valid_until(), before);
+}
+
+#[test]
 fn a_grant_that_comes_too_late_leaves_nothing_behind() {
     let mut client = open();
     let id = client.acquire(SECOND, ask("a", 10 * SECOND, false), 1);
-    client.on_acquire(SECOND, id, AcquireReply::Waiting);
+    client.on_acquire(SECOND, id, waiting());
     client.commands.clear();
     let now = SECOND + CLAIM_WINDOW;
     let sid = client.session.sid();
-    client.on_grant(now, &sid, id, 7, SECOND);
+    client.on_grant(now, ("a", &sid), id, 7, SECOND);
     let (cancels, asks): (Vec<_>, Vec<_>) = client
         .commands
         .iter()
@@ -157,11 +193,49 @@ fn a_grant_that_comes_too_late_leaves_nothing_behind() {
     assert!(client.events.is_empty(), "the wait goes on");
 }
 
+/// What a server grants that took over without the last writes, from a queue in which nobody of ours waits any more.
+#[test]
+fn a_grant_that_nobody_waits_for_is_given_back() {
+    let mut client = open();
+    let lease = granted(&mut client, SECOND, 5, ask("a", 10 * SECOND, false));
+    let id = client.acquire(SECOND, ask("b", 10 * SECOND, false), 1);
+    client.on_acquire(SECOND, id, waiting());
+    client.cancel(id);
+    let sid = client.session.sid();
+    client.commands.clear();
+    client.on_grant(SECOND, ("b", &sid), id, 6, SECOND);
+    assert!(client.commands.is_empty(), "its cancellation is on its way");
+    client.on_cancel(id);
+    client.on_grant(SECOND, ("b", &sid), id, 7, SECOND);
+    let cancel = Command::Cancel {
+        request: id,
+        sid: sid.as_str().into(),
+        name: "b".into(),
+    };
+    assert_eq!(client.commands, [cancel]);
+    client.on_cancel(id);
+    client.commands.clear();
+    client.on_grant(SECOND, ("a", &sid), lease.id, 5, SECOND);
+    assert!(client.commands.is_empty(), "that one is held");
+    client.on_grant(SECOND, ("a", &sid), lease.id, 8, SECOND);
+    let release = Command::Release {
+        name: "a".into(),
+        fence: 8,
+    };
+    assert_eq!(client.commands, [release]);
+    client.on_release(SECOND, 8, true);
+    assert!(lease.held_at(2 * SECOND));
+    assert!(client.release(2 * SECOND, &lease, None));
+    client.commands.clear();
+    client.on_grant(SECOND, ("a", &sid), lease.id, 5, SECOND);
+    assert!(client.commands.is_empty(), "its release is on its way");
+}
+
 #[test]
 fn a_dropped_place_is_asked_for_again_under_a_new_number() {
     let mut client = open();
     let id = client.acquire(SECOND, ask("a", 10 * SECOND, false), 1);
-    client.on_acquire(SECOND, id, AcquireReply::Waiting);
+    client.on_acquire(SECOND, id, waiting());
     client.commands.clear();
     for _ in 0..2 {
         // Pushed, and named again by the next heartbeat's answer.
@@ -175,6 +249,34 @@ fn a_dropped_place_is_asked_for_again_under_a_new_number() {
         client.commands
     );
     assert_eq!(client.commands.len(), 2);
+}
+
+#[test]
+fn a_request_that_overtook_its_own_release_is_asked_again() {
+    for refusal in [
+        AcquireReply::NotFree(9 * SECOND),
+        AcquireReply::Deadlock(Vec::new()),
+    ] {
+        let mut client = open();
+        let lease = granted(&mut client, SECOND, 7, ask("a", 10 * SECOND, false));
+        assert!(client.release(SECOND, &lease, Some(2)));
+        let id = client.acquire(SECOND, ask("a", 10 * SECOND, false), 3);
+        client.commands.clear();
+        // The scripts were flushed after the release was sent, and somebody brought the other one back.
+        client.on_release_unknown(7);
+        assert!(matches!(
+            &client.commands[..],
+            [Command::Release { fence: 7, .. }]
+        ));
+        client.on_acquire(SECOND, id, refusal.clone());
+        assert!(matches!(client.commands.last(), Some(Command::Acquire(again)) if *again == id));
+        client.on_release(SECOND, 7, true);
+        client.on_acquire(SECOND, id, refusal);
+        assert!(matches!(
+            client.events.last(),
+            Some(Event::NotFree(3, _) | Event::Deadlock(3, _))
+        ));
+    }
 }
 
 #[test]
@@ -192,7 +294,7 @@ fn a_refused_release_is_told_and_sent_again() {
     assert!(again <= 2 * SECOND);
     client.tick(again.max(SECOND));
     assert!(client.commands.contains(&command));
-    client.on_release(7, true);
+    client.on_release(SECOND, 7, true);
     assert_eq!(client.unanswered(), 0);
 }
 
@@ -213,20 +315,222 @@ fn a_pipeline_under_a_lost_session_opens_one_new_session() {
     assert_eq!(client.commands.len(), 50);
 }
 
-#[test]
-fn another_epoch_ends_the_session_and_asks_again() {
+/// A client with one lease and one place in a queue that has found out that the server lost its data.
+fn bereft() -> (Client, Arc<Lease>, Heartbeat) {
     let mut client = open();
     let lease = granted(&mut client, SECOND, 7, ask("a", 10 * SECOND, false));
-    client.acquire(SECOND, ask("b", 10 * SECOND, false), 2);
+    let id = client.acquire(SECOND, ask("b", 10 * SECOND, false), 2);
+    client.on_acquire(SECOND, id, waiting());
     client.commands.clear();
     client.tick(2 * SECOND);
     let sent = heartbeat(&mut client);
     client.on_heartbeat(2 * SECOND, &sent, alive("f", "", Vec::new()));
-    assert!(!lease.held_at(2 * SECOND));
     let opening = heartbeat(&mut client);
-    assert_eq!(opening.mode, Mode::Open);
-    client.on_heartbeat(2 * SECOND, &opening, alive("f", "", Vec::new()));
-    assert!(matches!(client.commands[..], [Command::Acquire(_)]));
+    (client, lease, opening)
+}
+
+#[test]
+fn what_a_server_has_lost_is_taken_back_under_a_new_session() {
+    let (mut client, lease, opening) = bereft();
+    assert!(lease.held_at(2 * SECOND), "until its own deadline");
+    assert_eq!(
+        (opening.mode, opening.knew.as_deref()),
+        (Mode::Open, Some("e"))
+    );
+    let mut reply = alive("f", "", Vec::new());
+    if let HeartbeatReply::Alive { taking_back, .. } = &mut reply {
+        *taking_back = true;
+    }
+    client.on_heartbeat(3 * SECOND, &opening, reply);
+    let [Command::Assert(ids), Command::Acquire(again)] = &client.commands[..] else {
+        panic!("{:?}", client.commands);
+    };
+    let (ids, again) = (ids.clone(), *again);
+    assert_eq!(
+        client
+            .request(again)
+            .and_then(|r| r.rank.clone())
+            .as_deref(),
+        Some("50001")
+    );
+    // Heartbeats extend it only after the server has said that it knows it.
+    client.tick(4 * SECOND);
+    let sent = heartbeat(&mut client);
+    client.on_heartbeat(4 * SECOND, &sent, alive("f", "", Vec::new()));
+    assert_eq!(
+        lease.valid_until(),
+        SECOND + 10 * SECOND - drift(10 * SECOND)
+    );
+    client.on_assert(4 * SECOND, &ids, Some(&[7]));
+    assert_eq!(
+        lease.valid_until(),
+        4 * SECOND + 10 * SECOND - drift(10 * SECOND)
+    );
+    assert!(
+        client
+            .events
+            .iter()
+            .all(|event| !matches!(event, Event::Lost(_)))
+    );
+}
+
+#[test]
+fn what_another_holds_by_then_or_comes_too_late_is_lost() {
+    let (mut client, lease, opening) = bereft();
+    client.on_heartbeat(3 * SECOND, &opening, alive("f", "", Vec::new()));
+    assert!(!lease.held_at(3 * SECOND), "nothing is taken back any more");
+    let (mut client, lease, opening) = bereft();
+    let mut reply = alive("f", "", Vec::new());
+    if let HeartbeatReply::Alive { taking_back, .. } = &mut reply {
+        *taking_back = true;
+    }
+    client.on_heartbeat(3 * SECOND, &opening, reply);
+    client.on_assert(3 * SECOND, &[lease.id], Some(&[]));
+    assert!(!lease.held_at(3 * SECOND));
+    assert!(
+        client
+            .events
+            .iter()
+            .any(|event| matches!(event, Event::Lost(_)))
+    );
+}
+
+#[test]
+fn a_release_that_finds_the_data_lost_is_no_loss() {
+    for lost in [false, true] {
+        let mut client = open();
+        let lease = granted(&mut client, SECOND, 7, ask("a", 10 * SECOND, false));
+        assert!(client.release(SECOND, &lease, Some(2)));
+        client.commands.clear();
+        client.on_release(SECOND, 7, false);
+        assert!(client.events.is_empty(), "it is not known why yet");
+        client.tick(SECOND + 1);
+        let sent = heartbeat(&mut client);
+        client.on_heartbeat(
+            SECOND + 1,
+            &sent,
+            alive(if lost { "f" } else { "e" }, "", Vec::new()),
+        );
+        assert!(matches!(client.events[..], [Event::Released(2, held)] if held == lost));
+        assert_eq!(client.unanswered(), 0);
+    }
+}
+
+#[test]
+fn nor_is_one_that_the_loss_of_the_data_overtakes() {
+    let mut client = open();
+    let lease = granted(&mut client, SECOND, 7, ask("a", 10 * SECOND, false));
+    let id = client.acquire(SECOND, ask("b", 10 * SECOND, false), 1);
+    assert!(client.release(SECOND, &lease, Some(2)));
+    client.on_acquire(SECOND, id, AcquireReply::NoSession);
+    client.on_release(SECOND, 7, false);
+    assert!(matches!(client.events[..], [Event::Released(2, true)]));
+}
+
+#[test]
+fn nor_is_one_between_the_loss_and_the_next_session() {
+    let (mut client, lease, opening) = bereft();
+    assert!(client.release(2 * SECOND, &lease, Some(9)));
+    client.on_heartbeat(3 * SECOND, &opening, alive("f", "", Vec::new()));
+    client.on_release(3 * SECOND, 7, false);
+    assert!(matches!(
+        client.events.last(),
+        Some(Event::Released(9, true))
+    ));
+}
+
+#[test]
+fn whoever_closes_a_cycle_may_end_the_wait_of_another() {
+    let mut client = open();
+    let id = client.acquire(SECOND, ask("a", 10 * SECOND, false), 1);
+    client.on_acquire(SECOND, id, waiting());
+    for _ in 0..2 {
+        client.on_revoked(id, "deadlock:a%2cb%00,me,{},x%20y,you,z");
+    }
+    let [Event::Deadlock(1, cycle)] = &client.events[..] else {
+        panic!("{:?}", client.events);
+    };
+    assert_eq!(cycle[..], ["a,b\0", "me", "{}", "x y", "you", "z"]);
+    assert_eq!(
+        client.unanswered(),
+        0,
+        "the server has taken the place away"
+    );
+}
+
+#[test]
+fn a_lease_ends_when_it_was_held_for_as_long_as_its_holder_allows() {
+    let mut client = open();
+    let limited = Ask {
+        max_hold: Some(3 * SECOND),
+        ..ask("a", 10 * SECOND, false)
+    };
+    let lease = granted(&mut client, SECOND, 7, limited);
+    assert!(client.next_tick() <= 4 * SECOND);
+    client.tick(4 * SECOND - 1);
+    assert!(lease.held_at(4 * SECOND - 1));
+    client.tick(4 * SECOND);
+    assert!(matches!(client.events[..], [Event::Lost(_)]));
+    assert_eq!(lease.loss(), Some(LossReason::HeldTooLong));
+    assert!(
+        client
+            .commands
+            .iter()
+            .any(|c| matches!(c, Command::Release { fence: 7, .. }))
+    );
+}
+
+#[test]
+fn while_a_loop_stands_still_nothing_is_renewed_or_granted() {
+    let mut client = open();
+    let lease = granted(&mut client, SECOND, 7, ask("a", 4 * SECOND, false));
+    client.stall(SECOND, true);
+    for now in 1..=5 {
+        client.tick(now * SECOND);
+        assert!(
+            !client
+                .commands
+                .iter()
+                .any(|c| matches!(c, Command::Heartbeat(_)))
+        );
+    }
+    assert!(!lease.held_at(5 * SECOND));
+    client.events.clear();
+    client.acquire(5 * SECOND, ask("a", SECOND, false), 9);
+    assert!(matches!(
+        client.events[..],
+        [Event::Failed(9, Failure::Stalled)]
+    ));
+    client.stall(6 * SECOND, false);
+    client.tick(6 * SECOND);
+    heartbeat(&mut client);
+}
+
+#[test]
+fn what_an_older_server_thinks_is_held_is_given_back() {
+    let mut client = open();
+    let lease = granted(&mut client, SECOND, 7, ask("a", 10 * SECOND, false));
+    client.disconnected(2 * SECOND, "failover".into());
+    client.connected(3 * SECOND, true);
+    let sent = heartbeat(&mut client);
+    client.on_heartbeat(3 * SECOND, &sent, alive("e", "", vec![7]));
+    assert_eq!(client.commands[..], [Command::Mine(0)]);
+    client.commands.clear();
+    client.on_mine(3 * SECOND, 42, vec![("a".into(), 7), ("b".into(), 6)]);
+    assert_eq!(
+        client.commands[..],
+        [
+            Command::Release {
+                name: "b".into(),
+                fence: 6
+            },
+            Command::Mine(42)
+        ]
+    );
+    client.on_release(3 * SECOND, 6, true);
+    client.on_mine(3 * SECOND, 0, Vec::new());
+    assert!(lease.held_at(3 * SECOND));
+    assert_eq!(client.unanswered(), 0);
 }
 
 #[test]
@@ -260,7 +564,7 @@ fn grants_of_one_batch_are_claimed_by_one_heartbeat() {
     client.commands.clear();
     let sid = client.session.sid();
     for (fence, id) in (1..).zip(ids) {
-        client.on_grant(SECOND, &sid, id, fence, SECOND);
+        client.on_grant(SECOND, ("", &sid), id, fence, SECOND);
     }
     client.tick(client.next_tick());
     assert_eq!(heartbeat(&mut client).claims.len(), 100);
@@ -292,4 +596,36 @@ fn time_advances_between_ticks_with_a_thousand_lengths() {
     assert!(ticks < 2_500, "{ticks} ticks");
     assert!(leases.iter().all(|lease| lease.loss().is_some()));
     assert_eq!(client.session.interval(), SECOND);
+}
+
+#[test]
+fn a_request_made_after_a_refusal_is_refused_too_until_the_server_lets_us_in() {
+    let mut client = Client::new("s".into(), 1, SECOND);
+    client.connected(SECOND, false);
+    client.disconnected(SECOND, "WRONGPASS".into());
+    client.denied("WRONGPASS");
+    client.acquire(SECOND, ask("a", 10 * SECOND, false), 1);
+    client.tick(3 * SECOND);
+    assert!(
+        matches!(&client.events[..], [Event::Failed(1, Failure::Denied(why))] if why == "WRONGPASS"),
+        "{:?}",
+        client.events
+    );
+    client.connected(4 * SECOND, false);
+    assert_eq!(client.absence(), Failure::Unavailable("WRONGPASS".into()));
+}
+
+#[test]
+fn what_is_asked_for_while_a_session_opens_is_announced_first() {
+    let mut client = Client::new("s".into(), 1, 5 * SECOND);
+    client.connected(SECOND, false);
+    let opening = heartbeat(&mut client);
+    let id = client.acquire(SECOND, ask("a", 30 * SECOND, false), 1);
+    assert!(client.commands.is_empty());
+    client.on_heartbeat(SECOND, &opening, alive("e", "", Vec::new()));
+    let [Command::Heartbeat(kept), Command::Acquire(asked)] = &client.commands[..] else {
+        panic!("{:?}", client.commands);
+    };
+    assert!(opening.longest < 30 * SECOND && kept.longest >= 30 * SECOND);
+    assert_eq!(*asked, id);
 }

@@ -7,6 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Monotonic microseconds. On Linux they go on while the machine sleeps, as the server's clock does: a lease must
 /// not outlive its time because the holder's laptop was closed.
 pub fn now() -> Micros {
+    #[cfg(test)]
+    if let Some(time) = PRETENDED.get() {
+        return time;
+    }
     #[cfg(target_os = "linux")]
     let clock = ClockId::Boottime;
     #[cfg(not(target_os = "linux"))]
@@ -25,4 +29,15 @@ pub fn wall_ms() -> u64 {
 /// From now until `at`; nothing if it has passed, a minute at most.
 pub fn until(at: Micros) -> Duration {
     Duration::from_micros(at.saturating_sub(now()).min(60_000_000))
+}
+
+#[cfg(test)]
+thread_local! {
+    static PRETENDED: std::cell::Cell<Option<Micros>> = const { std::cell::Cell::new(None) };
+}
+
+/// From here on it is this time for the test on this thread.
+#[cfg(test)]
+pub fn pretend(time: Micros) {
+    PRETENDED.set(Some(time));
 }

@@ -1,57 +1,75 @@
 //! The engine thread's work for one partition: connect, shake hands, read, keep time, connect again.
 
 use crate::clock;
+use crate::frame::next_frame;
+use crate::greeting::{Connection, End, hello, is_denial, unfit};
+use crate::guide::Guide;
 use crate::node::Node;
-use crate::scripts::SCRIPTS;
-use crate::transport::{Direct, Reader, Writer, connect};
+use crate::scripts::{self, SCRIPTS};
+use crate::sentinels::Primary;
+use crate::transport::{Direct, Target, Writer};
 use crate::wire::{self, Value};
 use bytes::{Bytes, BytesMut};
-use redis_protocol::resp3::decode::complete::decode_bytes_mut;
-use redis_protocol::resp3::types::BytesFrame;
+use dotmac_core::lease::Micros;
 use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 const LAST_BACKOFF: Duration = Duration::from_secs(2);
+/// Whoever holds something is back before a server that has just started, perhaps without its data, grants it to others.
+const HOLDER_BACKOFF: Duration = Duration::from_millis(300);
 const DENIED_BACKOFF: Duration = Duration::from_secs(2);
-const READ_BUFFER: usize = 64 * 1024;
-
-enum End {
-    /// The connection is gone, or could not be made.
-    Lost(String),
-    /// The server refuses us.
-    Denied(String),
-    /// `close` was called and everything is said.
-    Closed,
-}
+/// Field of partition 0's record in which the number of partitions is kept.
+const PARTITIONS: &[u8] = b"partitions";
+/// Where a slot is just changing its server, and so will be served in a moment.
+const PASSING_BACKOFF: Duration = Duration::from_millis(150);
+const READ_BUFFER: usize = 16 * 1024;
 
 /// Runs until the node is closed.
-pub async fn run(node: &Node) {
+pub async fn run(node: &Node, mut guide: Guide) {
     let mut backoff = FIRST_BACKOFF;
     // A request that is made just after the server is back must not wait out its own time for the next attempt.
     let longest =
         Duration::from_micros(node.target.request_timeout / 4).clamp(FIRST_BACKOFF, LAST_BACKOFF);
     loop {
-        let end = match with_ticks(node, open(node)).await {
-            None => End::Closed,
-            Some(Err(end)) => end,
-            Some(Ok(connection)) => {
-                let end = serve(node, connection).await;
+        let (end, primary) = match with_ticks(node, open(node, &mut guide)).await {
+            None => (End::Closed, None),
+            Some(Err(end)) => (end, None),
+            Some(Ok((connection, primary))) => {
+                let end = tokio::select! {
+                    biased;
+                    end = serve(node, connection) => end,
+                    why = guide.switched(primary.as_ref()) => End::Lost(why),
+                };
                 // A server that lets us in and then refuses to serve us is not to be hammered either.
                 if node.lock().open() {
                     backoff = FIRST_BACKOFF;
                 }
-                end
+                match &primary {
+                    Some(at) => (end.at(&at.place.to_string()), primary),
+                    None => (end, None),
+                }
             }
         };
+        guide.ended(&end, primary.as_ref());
         let wait = match end {
             End::Closed => break,
             End::Lost(why) => {
-                node.lock().disconnected(&format!("{}: {why}", node.target));
-                let wait = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
+                let mut state = node.lock();
+                state.disconnected(&format!("{}: {why}", node.target));
+                let holds = state.client.held() > 0;
+                drop(state);
+                let most = if passing(&why) {
+                    PASSING_BACKOFF
+                } else if holds {
+                    longest.min(HOLDER_BACKOFF)
+                } else {
+                    longest
+                };
+                let wait = backoff.min(most).mul_f64(0.5 + fastrand::f64() / 2.0);
                 backoff = (backoff * 2).min(longest);
                 wait
             }
@@ -59,25 +77,39 @@ pub async fn run(node: &Node) {
                 node.lock().denied(&format!("{}: {why}", node.target));
                 DENIED_BACKOFF
             }
+            End::Misconfigured(why) => {
+                node.lock()
+                    .misconfigured(&format!("{}: {why}", node.target));
+                DENIED_BACKOFF
+            }
         };
         signal(node);
-        if with_ticks(node, sleep(wait)).await.is_none() {
+        let rest = async {
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = guide.better() => {}
+            }
+        };
+        if with_ticks(node, rest).await.is_none() {
             break;
         }
     }
     let mut state = node.lock();
     state.answer_echoes();
+    // Handles may outlive us, and callers write to the socket themselves: it has to be let go of here.
+    state.disconnected("the engine is closed");
     drop(state);
     signal(node);
 }
 
-struct Connection {
-    reader: Reader,
-    writer: Writer,
-    buffer: BytesMut,
+/// A slot that is moving from one server to another is served by neither until all its keys have arrived.
+fn passing(why: &str) -> bool {
+    ["ASK ", "TRYAGAIN", "MOVED "]
+        .iter()
+        .any(|code| why.contains(code))
 }
 
-fn signal(node: &Node) {
+pub(crate) fn signal(node: &Node) {
     let wake = node.lock().take_wake();
     for ring in wake {
         ring.signal();
@@ -107,121 +139,152 @@ async fn with_ticks<F: Future>(node: &Node, future: F) -> Option<F::Output> {
     }
 }
 
-async fn open(node: &Node) -> Result<Connection, End> {
+/// Connects and shakes hands with the server that the target names, or to which the guide leads.
+async fn open(node: &Node, guide: &mut Guide) -> Result<(Connection, Option<Primary>), End> {
     let limit = Duration::from_micros(node.target.connect_timeout);
-    match timeout(limit, shake_hands(node)).await {
-        Ok(done) => done,
-        Err(_) => Err(End::Lost(format!(
+    let deadline = Instant::now() + limit;
+    let late = |_| {
+        Err(End::Lost(format!(
             "no connection within {} ms",
             limit.as_millis()
-        ))),
-    }
+        )))
+    };
+    let Some(primary) = guide.primary(limit).await? else {
+        let done = timeout_at(deadline, shake_hands(node, &node.target)).await;
+        return Ok((done.unwrap_or_else(late)?, None));
+    };
+    let target = node.target.at(&primary.place.host, primary.place.port);
+    let connection = tokio::select! {
+        done = timeout_at(deadline, shake_hands(node, &target)) => done.unwrap_or_else(late),
+        why = guide.switched(Some(&primary)) => Err(End::Lost(why)),
+    };
+    let connection = connection.map_err(|end| end.at(&primary.place.to_string()))?;
+    guide.found(Some(&primary));
+    Ok((connection, Some(primary)))
 }
 
-async fn shake_hands(node: &Node) -> Result<Connection, End> {
-    let target = &node.target;
-    let (mut reader, mut writer) = connect(target).await.map_err(End::Lost)?;
+async fn shake_hands(node: &Node, target: &Target) -> Result<Connection, End> {
+    let mut connection = Connection::open(target).await?;
+    let run_id = greet(&mut connection, node, target).await?;
+    let hashes = load(&mut connection, node).await?;
+    let direct = if let Writer::Direct(direct) = &connection.writer {
+        Some(direct.clone())
+    } else {
+        None
+    };
+    node.lock().connected(direct, hashes, run_id);
+    Ok(connection)
+}
+
+/// Finds out whether this is the server that is looked for, before much is sent to it; what it calls its own process.
+async fn greet(connection: &mut Connection, node: &Node, target: &Target) -> Result<String, End> {
     let mut out = BytesMut::new();
-    let mut hello: Vec<&[u8]> = vec![b"HELLO", b"3"];
-    let user = target.username.as_deref().unwrap_or("default");
-    if let Some(password) = &target.password {
-        hello.extend([b"AUTH".as_slice(), user.as_bytes(), password.as_bytes()]);
-    }
-    wire::command(&mut out, &hello);
+    hello(&mut out, target);
     let db = target.db.to_string();
-    let channel = node.lock().registry_channel();
     wire::command(&mut out, &[b"SELECT", db.as_bytes()]);
-    for (_, text) in SCRIPTS {
-        wire::command(&mut out, &[b"SCRIPT", b"LOAD", text.as_bytes()]);
+    wire::command(&mut out, &[b"INFO", b"server"]);
+    let clustered = node.target.clustered();
+    let (meta, partitions) = (node.lock().meta(), node.target.partitions.to_string());
+    if clustered && node.partition == 0 {
+        wire::command(
+            &mut out,
+            &[
+                b"HSETNX",
+                meta.as_bytes(),
+                PARTITIONS,
+                partitions.as_bytes(),
+            ],
+        );
+        wire::command(&mut out, &[b"HGET", meta.as_bytes(), PARTITIONS]);
     }
-    // Later subscriptions are confirmed by pushes alone; that they are allowed at all is found out here.
-    wire::command(&mut out, &[b"SUBSCRIBE", channel.as_bytes()]);
-    writer
-        .write_all(&out)
-        .await
-        .map_err(|e| End::Lost(e.to_string()))?;
-    let mut buffer = BytesMut::with_capacity(READ_BUFFER);
-    let hello = answer(&mut reader, &mut buffer).await?;
-    if let Value::Error(text) = hello {
-        return Err(refusal(&text));
+    connection.send(&out).await?;
+    let greeting = connection.greeting().await?;
+    match (&greeting.mode[..], clustered) {
+        ("sentinel", _) => {
+            return Err(End::Denied(String::from(
+                "this is a sentinel; sentinels are named by redis+sentinel://host:port/service",
+            )));
+        }
+        ("cluster", false) => {
+            return Err(End::Misconfigured(String::from(
+                "this server is a node of a cluster; clusters are named by redis+cluster://host1,host2",
+            )));
+        }
+        _ => {}
     }
-    if let Value::Error(text) = answer(&mut reader, &mut buffer).await? {
+    // What sentinels and other nodes know may be some seconds old, and a server knows best what it is itself.
+    if (clustered || !node.target.sentinels.is_empty()) && greeting.role != "master" {
+        return Err(End::Lost(format!(
+            "not the primary, it is a {}",
+            greeting.role
+        )));
+    }
+    if let Value::Error(text) = connection.answer().await? {
         return Err(unfit(&format!("database {db}"), &text));
     }
-    let mut hashes = Vec::with_capacity(SCRIPTS.len());
-    for (name, _) in SCRIPTS {
-        match answer(&mut reader, &mut buffer).await? {
+    let run_id = match connection.answer().await? {
+        Value::Error(text) => return Err(unfit("INFO", &text)),
+        value => value
+            .text()
+            .and_then(|text| run_id(&text))
+            .ok_or_else(|| End::Lost(String::from("INFO server names no run_id")))?,
+    };
+    if clustered && node.partition == 0 {
+        if let Value::Error(text) = connection.answer().await? {
+            return Err(unfit("HSETNX", &text));
+        }
+        match connection.answer().await? {
+            Value::Error(text) => return Err(unfit("HGET", &text)),
+            found if found.text().as_deref() == Some(&partitions) => {}
+            found => {
+                return Err(End::Misconfigured(format!(
+                    "partitions: {partitions} is not allowed; this namespace has {} on the cluster, and all who use \
+                     it must be set to the same number",
+                    found.text().unwrap_or_default()
+                )));
+            }
+        }
+    }
+    Ok(run_id)
+}
+
+/// Loads the scripts; their hashes.
+async fn load(connection: &mut Connection, node: &Node) -> Result<Vec<Bytes>, End> {
+    let mut out = BytesMut::new();
+    let needed = scripts::needed(node.target.clustered());
+    for script in 0..needed {
+        let text = scripts::text(script, node.target.clustered());
+        wire::command(&mut out, &[b"SCRIPT", b"LOAD", text.as_bytes()]);
+    }
+    let (channel, subscribe) = {
+        let state = node.lock();
+        (state.registry_channel(), state.subscribe())
+    };
+    // Later subscriptions are confirmed by pushes alone; that they are allowed at all is found out here.
+    wire::command(&mut out, &[subscribe, channel.as_bytes()]);
+    connection.send(&out).await?;
+    let mut hashes = Vec::with_capacity(needed);
+    for (name, _) in &SCRIPTS[..needed] {
+        match connection.answer().await? {
             Value::Bytes(hash) => hashes.push(hash),
             Value::Error(text) => return Err(unfit(&format!("SCRIPT LOAD of {name}"), &text)),
             other => return Err(End::Lost(format!("SCRIPT LOAD of {name}: {other:?}"))),
         }
     }
-    if let Value::Error(text) = answer(&mut reader, &mut buffer).await? {
-        return Err(unfit("SUBSCRIBE", &text));
-    }
-    let direct = if let Writer::Direct(direct) = &writer {
-        Some(direct.clone())
-    } else {
-        None
-    };
-    node.lock().connected(direct, hashes);
-    Ok(Connection {
-        reader,
-        writer,
-        buffer,
-    })
-}
-
-/// Only other rights or credentials would help.
-fn is_denial(text: &str) -> bool {
-    let codes = ["WRONGPASS", "NOAUTH", "NOPERM", "ERR AUTH"];
-    codes.iter().any(|code| text.starts_with(code)) || text.contains("ACL failure in script")
-}
-
-/// A command of the handshake failed: for good if rights or the database are missing, else for now (a server that
-/// loads its data, or is busy with somebody's script).
-fn unfit(what: &str, text: &str) -> End {
-    let why = format!("{what}: {text}");
-    if is_denial(text) || text.contains("DB index is out of range") {
-        End::Denied(why)
-    } else {
-        End::Lost(why)
+    match connection.answer().await? {
+        Value::Error(text) if text.contains("unknown command") => Err(End::Denied(format!(
+            "clusters need Redis 7 or Valkey, which know SSUBSCRIBE: {text}"
+        ))),
+        Value::Error(text) => Err(unfit(&String::from_utf8_lossy(subscribe), &text)),
+        _ => Ok(hashes),
     }
 }
 
-fn refusal(text: &str) -> End {
-    if is_denial(text) {
-        return End::Denied(text.to_owned());
-    }
-    if text.starts_with("NOPROTO") || text.contains("unknown command") {
-        return End::Denied(format!(
-            "the server does not speak RESP3, which Redis 6 or Valkey is needed for: {text}"
-        ));
-    }
-    End::Lost(text.to_owned())
-}
-
-async fn answer(reader: &mut Reader, buffer: &mut BytesMut) -> Result<Value, End> {
-    loop {
-        if let Some(frame) = next_frame(buffer).map_err(End::Lost)? {
-            return Ok(Value::from_frame(frame));
-        }
-        match reader.read(buffer).await {
-            Ok(0) => return Err(End::Lost(String::from("the server closed the connection"))),
-            Ok(_) => {}
-            Err(e) => return Err(End::Lost(e.to_string())),
-        }
-    }
-}
-
-fn next_frame(buffer: &mut BytesMut) -> Result<Option<BytesFrame>, String> {
-    if buffer.is_empty() {
-        return Ok(None);
-    }
-    match decode_bytes_mut(buffer) {
-        Ok(frame) => Ok(frame.map(|(frame, _, _): (BytesFrame, usize, Bytes)| frame)),
-        Err(e) => Err(format!("not the Redis protocol: {e}")),
-    }
+/// What the server calls its own process: another one after a restart, and on another server.
+fn run_id(info: &str) -> Option<String> {
+    info.lines()
+        .find_map(|line| line.strip_prefix("run_id:"))
+        .map(|id| id.trim().to_owned())
 }
 
 async fn serve(node: &Node, mut connection: Connection) -> End {
@@ -240,33 +303,17 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
     // TLS: nobody but this thread writes, and never without looking at the clock meanwhile.
     let (mut unsent, mut flushed) = (BytesMut::new(), true);
     loop {
-        let (next, blocked) = {
-            let mut state = node.lock();
-            // Here, not where the timer ends: a steady stream of answers must not keep heartbeats waiting.
-            if state.arm() <= clock::now()
-                && let Err(why) = state.tick()
-            {
-                return End::Lost(why);
-            }
-            state.answer_echoes();
-            state.settle();
-            let done = state.flush();
-            if direct.is_none() && state.has_out() {
-                unsent.unsplit(state.take_out());
-            }
-            if state.closing && state.quiet() && unsent.is_empty() {
-                return End::Closed;
-            }
-            (state.arm(), direct.is_some() && !done)
+        let Turn { next, blocked } = match turn(node, direct.is_some(), &mut unsent) {
+            Ok(turn) => turn,
+            Err(end) => return end,
         };
-        signal(node);
         if next != armed {
             armed = next;
             timer
                 .as_mut()
                 .reset(tokio::time::Instant::now() + clock::until(next));
         }
-        buffer.reserve(READ_BUFFER / 4);
+        buffer.reserve(READ_BUFFER);
         tokio::select! {
             biased;
             read = reader.read(buffer) => match read {
@@ -292,6 +339,41 @@ async fn serve(node: &Node, mut connection: Connection) -> End {
             }
         }
     }
+}
+
+/// Until when the serving loop may wait, and whether it waits for the socket to take more.
+pub(crate) struct Turn {
+    pub next: Micros,
+    pub blocked: bool,
+}
+
+/// One turn of the serving loop up to where it waits. Without a socket that anybody may write to, the bytes to write
+/// are added to `unsent`.
+pub(crate) fn turn(node: &Node, direct: bool, unsent: &mut BytesMut) -> Result<Turn, End> {
+    let turn = {
+        let mut state = node.lock();
+        // Here, not where the timer ends: a steady stream of answers must not keep heartbeats waiting.
+        if state.arm() <= clock::now()
+            && let Err(why) = state.tick()
+        {
+            return Err(End::Lost(why));
+        }
+        state.answer_echoes();
+        state.settle();
+        let done = state.flush();
+        if !direct && state.has_out() {
+            unsent.unsplit(state.take_out());
+        }
+        if state.closing && state.quiet() && unsent.is_empty() {
+            return Err(End::Closed);
+        }
+        Turn {
+            next: state.arm(),
+            blocked: direct && !done,
+        }
+    };
+    signal(node);
+    Ok(turn)
 }
 
 /// Writes over TLS; what is left when it is dropped half-way is in `unsent` and `flushed`.
@@ -322,15 +404,16 @@ async fn writable(direct: Option<&Direct>, blocked: bool) -> std::io::Result<()>
 }
 
 /// Every whole frame of the buffer, under one lock, with one wake-up per loop.
-fn digest(node: &Node, buffer: &mut BytesMut) -> Result<(), String> {
+pub(crate) fn digest(node: &Node, buffer: &mut BytesMut) -> Result<(), String> {
     let mut state = node.lock();
     while let Some(frame) = next_frame(buffer)? {
-        let pushed = matches!(frame, BytesFrame::Push { .. });
-        let value = Value::from_frame(frame);
-        if pushed {
-            state.on_push(&value);
+        if frame.pushed {
+            if state.left_by(&frame.value) {
+                return Err(String::from("the slot has moved to another server"));
+            }
+            state.on_push(&frame.value);
         } else {
-            state.on_reply(value)?;
+            state.on_reply(frame.value)?;
         }
     }
     Ok(())

@@ -141,6 +141,8 @@ pub struct Registry {
     bound: BTreeMap<String, Bound>,
     watches: Watches,
     sweep_due: Micros,
+    /// Somebody looks at all instances of the partition, which this process need not use itself.
+    looked_at: bool,
     added: Option<Micros>,
     removed: Vec<Micros>,
     /// What was counted since the start.
@@ -244,13 +246,11 @@ impl Registry {
                 let (call, task) = fetch(service, reading);
                 Step::Call(call, task)
             }
-            Request::List { after, count } => Step::Call(
-                call(
-                    Script::Instances,
-                    vec![Arg::Bytes(after.clone()), number(u64::from(*count))],
-                ),
-                Task::Hand,
-            ),
+            Request::List { after, count } => {
+                self.looked_at = true;
+                let args = vec![Arg::Bytes(after.clone()), number(u64::from(*count))];
+                Step::Call(call(Script::Instances, args), Task::Hand)
+            }
             Request::Status {
                 service,
                 id,
@@ -352,7 +352,7 @@ impl Registry {
 
     /// When the registry has something to do by itself.
     pub fn next_due(&self) -> Micros {
-        if self.bound.is_empty() && self.watches.len() == 0 {
+        if self.bound.is_empty() && self.watches.len() == 0 && !self.looked_at {
             return Micros::MAX;
         }
         self.sweep_due.min(self.watches.next_due())
@@ -366,6 +366,7 @@ impl Registry {
         }
         if self.sweep_due <= now {
             self.sweep_due = now + SWEEP;
+            self.looked_at = false;
             self.watches.tidy();
             steps.push((
                 call(
@@ -400,6 +401,7 @@ impl Registry {
                 let swept = value.int().unwrap_or(0);
                 self.counts.swept += swept.unsigned_abs();
                 if swept == SWEEP_STEP {
+                    self.looked_at = true;
                     self.sweep_due = now;
                 }
             }

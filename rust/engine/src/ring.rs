@@ -3,60 +3,30 @@
 //! A [`Ring`] collects results for one event loop and wakes it through a descriptor, once for a whole batch. A
 //! [`Parker`] wakes one blocked thread.
 
-use crate::Outcome;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+#[cfg(all(test, feature = "shuttle"))]
+mod concurrency;
+
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Bell, Condvar, Mutex};
+use crate::{Outcome, clock};
+use dotmac_core::lease::Lease;
+use dotmac_core::locks::Failure;
+use std::os::fd::RawFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-
-/// A descriptor that can be made readable: an eventfd on Linux, a pipe elsewhere.
-#[derive(Debug)]
-struct Bell {
-    read: OwnedFd,
-    #[cfg(not(target_os = "linux"))]
-    write: OwnedFd,
-}
-
-impl Bell {
-    #[cfg(target_os = "linux")]
-    fn new() -> std::io::Result<Self> {
-        use rustix::event::{EventfdFlags, eventfd};
-        let read = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { read })
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn new() -> std::io::Result<Self> {
-        let (read, write) = rustix::pipe::pipe()?;
-        for end in [&read, &write] {
-            rustix::io::ioctl_fionbio(end, true)?;
-            rustix::io::fcntl_setfd(end, rustix::io::FdFlags::CLOEXEC)?;
-        }
-        Ok(Self { read, write })
-    }
-
-    fn ring(&self) {
-        #[cfg(target_os = "linux")]
-        let end = &self.read;
-        #[cfg(not(target_os = "linux"))]
-        let end = &self.write;
-        // One wake-up at most is on its way, so neither a counter nor a pipe can be full; nothing else can fail.
-        let _ = rustix::io::write(end, &1u64.to_ne_bytes());
-    }
-
-    fn silence(&self) {
-        let mut word = [0u8; 8];
-        // Nothing to read is no error: the loop may call without a wake-up.
-        let _ = rustix::io::read(&self.read, &mut word);
-    }
-}
+use tokio::sync::mpsc::UnboundedSender;
 
 /// Results for one event loop.
 #[derive(Debug)]
 pub struct Ring {
     items: Mutex<Vec<(u64, Outcome)>>,
     signalled: AtomicBool,
-    bell: Bell,
+    pub(crate) bell: Bell,
+    /// Microseconds after which the loop counts as stuck; zero: never.
+    limit: AtomicU64,
+    /// When it last turned.
+    turned: AtomicU64,
 }
 
 impl Ring {
@@ -66,12 +36,31 @@ impl Ring {
             items: Mutex::default(),
             signalled: AtomicBool::new(false),
             bell: Bell::new()?,
+            limit: AtomicU64::new(0),
+            turned: AtomicU64::new(0),
         })
     }
 
     /// The descriptor that becomes readable when there is something to drain.
     pub fn fileno(&self) -> RawFd {
-        self.bell.read.as_raw_fd()
+        self.bell.fileno()
+    }
+
+    /// From here on the loop has to turn within so many microseconds; zero ends that.
+    pub fn guard(&self, limit: u64) {
+        self.turned();
+        self.limit.store(limit, Ordering::Release);
+    }
+
+    /// The loop has turned.
+    pub fn turned(&self) {
+        self.turned.store(clock::now(), Ordering::Release);
+    }
+
+    /// The loop has not turned for longer than its guard allows.
+    pub fn stalled(&self, now: u64) -> bool {
+        let limit = self.limit.load(Ordering::Acquire);
+        limit > 0 && now.saturating_sub(self.turned.load(Ordering::Acquire)) > limit
     }
 
     /// Adds a result; `signal` has to follow.
@@ -93,6 +82,11 @@ impl Ring {
     pub fn drain(&self) -> Vec<(u64, Outcome)> {
         self.bell.silence();
         self.signalled.store(false, Ordering::Release);
+        self.take()
+    }
+
+    /// The same for somebody else than the loop, which is still woken.
+    pub fn take(&self) -> Vec<(u64, Outcome)> {
         std::mem::take(&mut *self.items.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -128,8 +122,23 @@ pub enum Sink {
     Ring(Arc<Ring>, u64),
     /// To a blocked thread.
     Parker(Arc<Parker>),
+    /// Nobody waits for it, but somebody wants to know where a lease could not be given back.
+    Unless(Arc<GivenBack>),
+    /// To a task of the engine itself, under this number.
+    Task(UnboundedSender<(usize, Outcome)>, usize),
     /// Nobody waits for it.
     Nobody,
+}
+
+/// A release that nobody waits for, and who is told if it fails.
+#[derive(Debug)]
+pub struct GivenBack {
+    /// What is given back.
+    pub lease: Arc<Lease>,
+    /// Where a failure goes, under the number of the one who wants to know.
+    pub told: (Arc<Ring>, u64),
+    /// Counts the failures.
+    pub failures: Arc<AtomicU64>,
 }
 
 impl Sink {
@@ -142,7 +151,21 @@ impl Sink {
                     wake.push(ring);
                 }
             }
+            // Whoever closes the engine waits until the server has heard of all releases.
+            Self::Unless(_)
+                if matches!(
+                    outcome,
+                    Outcome::Released(true) | Outcome::Failed(Failure::Closed)
+                ) => {}
+            Self::Unless(release) => {
+                release.failures.fetch_add(1, Ordering::Relaxed);
+                let (ring, whose) = release.told.clone();
+                let failed = Outcome::NotGivenBack(release.lease.clone(), Box::new(outcome));
+                Self::Ring(ring, whose).put(failed, wake);
+            }
             Self::Parker(parker) => parker.put(outcome),
+            // It may have stopped waiting.
+            Self::Task(task, number) => drop(task.send((number, outcome))),
             Self::Nobody => {}
         }
     }

@@ -39,14 +39,47 @@ pub struct Target {
     pub connect_timeout: u64,
     /// Microseconds that an answer may take.
     pub request_timeout: u64,
+    /// What the sentinels call the primary to go to; empty where this names the server itself.
+    pub service: String,
+    /// The sentinels to ask for host and port.
+    pub sentinels: Vec<Target>,
+    /// Nodes of a cluster, any of which says where the others are; empty where there is none.
+    pub cluster: Vec<Target>,
+    /// How many partitions a cluster's locks are spread over.
+    pub partitions: usize,
+}
+
+impl Target {
+    /// The same server, found at an address.
+    #[must_use]
+    pub fn at(&self, host: &str, port: u16) -> Self {
+        Self {
+            host: host.to_owned(),
+            port,
+            sentinels: Vec::new(),
+            cluster: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether its locks are spread over the nodes of a cluster.
+    pub fn clustered(&self) -> bool {
+        !self.cluster.is_empty()
+    }
 }
 
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.path.is_empty() {
-            write!(f, "{}:{}", self.host, self.port)
-        } else {
+        if !self.path.is_empty() {
             f.write_str(&self.path)
+        } else if !self.sentinels.is_empty() {
+            write!(f, "service {:?} of its sentinels", self.service)
+        } else if self.clustered() {
+            f.write_str("cluster")
+        } else if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
         }
     }
 }
@@ -89,6 +122,9 @@ pub enum Direct {
     Tcp(Arc<tcp::OwnedWriteHalf>),
     /// Unix socket.
     Unix(Arc<unix::OwnedWriteHalf>),
+    /// What stands for a socket in tests.
+    #[cfg(feature = "shuttle")]
+    Double(Arc<crate::sync::doubles::Socket>),
 }
 
 impl Direct {
@@ -97,6 +133,8 @@ impl Direct {
         match self {
             Self::Tcp(stream) => stream.try_write(data),
             Self::Unix(stream) => stream.try_write(data),
+            #[cfg(feature = "shuttle")]
+            Self::Double(socket) => socket.try_write(data),
         }
     }
 
@@ -105,6 +143,8 @@ impl Direct {
         match self {
             Self::Tcp(stream) => stream.writable().await,
             Self::Unix(stream) => stream.writable().await,
+            #[cfg(feature = "shuttle")]
+            Self::Double(_) => Ok(()),
         }
     }
 }

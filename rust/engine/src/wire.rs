@@ -1,8 +1,9 @@
-//! Commands to bytes and frames to answers. The framing itself is redis-protocol's.
+//! Commands to bytes and frames to answers.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use dotmac_core::lease::Micros;
 use dotmac_core::locks::{AcquireReply, HeartbeatReply};
-use redis_protocol::resp3::types::BytesFrame;
+use std::sync::Arc;
 
 /// A reply of the server, free of protocol types.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,36 +25,6 @@ pub enum Value {
 }
 
 impl Value {
-    /// From a frame of the protocol.
-    pub fn from_frame(frame: BytesFrame) -> Self {
-        match frame {
-            BytesFrame::Null | BytesFrame::Hello { .. } => Self::Nil,
-            BytesFrame::Number { data, .. } => Self::Int(data),
-            BytesFrame::Double { data, .. } => Self::Double(data),
-            BytesFrame::Boolean { data, .. } => Self::Bool(data),
-            BytesFrame::BlobString { data, .. }
-            | BytesFrame::SimpleString { data, .. }
-            | BytesFrame::BigNumber { data, .. }
-            | BytesFrame::VerbatimString { data, .. }
-            | BytesFrame::ChunkedString(data) => Self::Bytes(data),
-            BytesFrame::SimpleError { data, .. } => Self::Error(data.to_string()),
-            BytesFrame::BlobError { data, .. } => {
-                Self::Error(String::from_utf8_lossy(&data).into_owned())
-            }
-            BytesFrame::Array { data, .. } | BytesFrame::Push { data, .. } => {
-                Self::List(data.into_iter().map(Self::from_frame).collect())
-            }
-            BytesFrame::Set { data, .. } => {
-                Self::List(data.into_iter().map(Self::from_frame).collect())
-            }
-            BytesFrame::Map { data, .. } => Self::List(
-                data.into_iter()
-                    .flat_map(|(k, v)| [Self::from_frame(k), Self::from_frame(v)])
-                    .collect(),
-            ),
-        }
-    }
-
     /// The number in it, also when it is written as a string.
     pub fn int(&self) -> Option<i64> {
         match self {
@@ -80,6 +51,14 @@ impl Value {
             &[]
         }
     }
+}
+
+/// What stands under a name in a map, or in a list of names and values in turn.
+pub fn field<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
+    map.items()
+        .chunks_exact(2)
+        .find(|pair| matches!(&pair[0], Value::Bytes(key) if key[..] == *name.as_bytes()))
+        .map(|pair| &pair[1])
 }
 
 /// One argument: `$length`, then the bytes.
@@ -121,31 +100,82 @@ pub fn acquire_reply(value: &Value) -> Result<AcquireReply, String> {
             }),
             _ => None,
         },
-        (Some(2), _) => Some(AcquireReply::Waiting),
+        (Some(2), [_, rest, rank, place]) => match (rest.int(), rank.text(), place.int()) {
+            (Some(rest), Some(rank), Some(place)) => Some(AcquireReply::Waiting {
+                rest: (rest >= 0).then(|| millis(rest)),
+                rank,
+                place: u32::try_from(place).unwrap_or(u32::MAX),
+            }),
+            _ => None,
+        },
+        (Some(3), [_, left]) => left.int().map(|left| AcquireReply::Grace(millis(left))),
         (Some(0), _) => Some(AcquireReply::NotFree(number(1).unwrap_or(0).unsigned_abs())),
         (Some(-1), [_, cycle @ ..]) => Some(AcquireReply::Deadlock(
             cycle.iter().filter_map(Value::text).collect(),
         )),
         (Some(-2), _) => Some(AcquireReply::NoSession),
         (Some(-3), _) => Some(AcquireReply::Superseded),
+        (Some(-4), [_, kind]) => kind.text().map(AcquireReply::Mismatch),
+        (Some(-5), _) => Some(AcquireReply::NotOffered),
         _ => None,
     };
     reply.ok_or_else(|| format!("unexpected reply to acquire: {value:?}"))
+}
+
+/// Microseconds; what is below zero has passed.
+fn millis(ms: i64) -> Micros {
+    u64::try_from(ms).unwrap_or(0) * 1000
+}
+
+fn numbers(items: &[Value]) -> Vec<u64> {
+    items
+        .iter()
+        .filter_map(Value::int)
+        .map(i64::unsigned_abs)
+        .collect()
+}
+
+/// What the script answered that takes leases back: the fences that are held; the second is false where a newer connection
+/// took over, so that it says nothing.
+pub fn assert_reply(value: &Value) -> Result<(Option<Vec<u64>>, bool), String> {
+    let items = value.items();
+    match (items.first().and_then(Value::int), items) {
+        (Some(1), [_, held @ ..]) => Ok((Some(numbers(held)), true)),
+        (Some(0), _) => Ok((None, true)),
+        (Some(-3), _) => Ok((None, false)),
+        _ => Err(format!("unexpected reply to taking leases back: {value:?}")),
+    }
+}
+
+/// Names of locks and fencing tokens.
+pub type Leases = Vec<(Arc<str>, u64)>;
+
+/// A cursor, then locks and fences in turn.
+pub fn page_of_leases(value: &Value) -> Result<(u64, Leases), String> {
+    let page = || {
+        let (cursor, rows) = value.items().split_first()?;
+        let rows = rows.chunks_exact(2).map(|row| {
+            let name: Arc<str> = row[0].text()?.into();
+            Some((name, row[1].int()?.unsigned_abs()))
+        });
+        Some((cursor.int()?.unsigned_abs(), rows.collect::<Option<_>>()?))
+    };
+    page().ok_or_else(|| format!("unexpected page of leases: {value:?}"))
 }
 
 /// What the heartbeat script answered; nothing if a newer connection took over.
 pub fn heartbeat_reply(value: &Value) -> Result<Option<HeartbeatReply>, String> {
     let items = value.items();
     match (items.first().and_then(Value::int), items) {
-        (Some(1), [_, epoch, _stamp, revoked, accepted @ ..]) => Ok(Some(HeartbeatReply::Alive {
-            epoch: epoch.text().unwrap_or_default(),
-            revoked: revoked.text().unwrap_or_default(),
-            accepted: accepted
-                .iter()
-                .filter_map(Value::int)
-                .map(i64::unsigned_abs)
-                .collect(),
-        })),
+        (Some(1), [_, epoch, _stamp, revoked, due, taking_back, accepted @ ..]) => {
+            Ok(Some(HeartbeatReply::Alive {
+                epoch: epoch.text().unwrap_or_default(),
+                revoked: revoked.text().unwrap_or_default(),
+                accepted: numbers(accepted),
+                due: due.int().filter(|due| *due >= 0).map(millis),
+                taking_back: taking_back.int() == Some(1),
+            }))
+        }
         (Some(0), _) => Ok(Some(HeartbeatReply::Gone)),
         (Some(-3), _) => Ok(None),
         _ => Err(format!("unexpected reply to a heartbeat: {value:?}")),
@@ -174,7 +204,15 @@ mod tests {
                 claimed: false
             })
         );
-        assert_eq!(acquire_reply(&list(&[2, 40])), Ok(AcquireReply::Waiting));
+        assert_eq!(
+            acquire_reply(&list(&[2, 40, 5_000_017, 3])),
+            Ok(AcquireReply::Waiting {
+                rest: Some(40_000),
+                rank: String::from("5000017"),
+                place: 3
+            })
+        );
+        assert!(acquire_reply(&list(&[2, 40])).is_err());
         assert!(acquire_reply(&list(&[1, 7])).is_err());
         assert!(acquire_reply(&Value::Nil).is_err());
     }

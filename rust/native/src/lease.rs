@@ -2,7 +2,7 @@
 
 use crate::engine::{EngineHandle, check_process};
 use dotmac_core::lease::Lease;
-use dotmac_engine::clock;
+use dotmac_engine::{clock, process};
 use pyo3::prelude::*;
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ impl LeaseHandle {
         Self {
             lease,
             engine: engine.clone().unbind(),
-            pid: std::process::id(),
+            pid: process::id(),
         }
     }
 
@@ -44,6 +44,12 @@ impl LeaseHandle {
     #[getter]
     fn fence(&self) -> u64 {
         self.lease.fence
+    }
+
+    /// Place in the queue that it came from, from 1 on; 0 if it was granted at once.
+    #[getter]
+    fn place(&self) -> u32 {
+        self.lease.place
     }
 
     /// True while it is held and its local deadline is ahead, judged now.
@@ -72,7 +78,7 @@ impl LeaseHandle {
 
     /// Gives it back without waiting for the server's word; the engine repeats it until it is answered.
     fn drop(&self, py: Python<'_>) -> PyResult<()> {
-        let node = self.engine.get().node(py)?;
+        let node = self.engine.get().engine(py)?.of(self.lease.name());
         let mut state = node.lock();
         state.drop_lease(&self.lease);
         node.settle(state, true);
@@ -82,13 +88,14 @@ impl LeaseHandle {
 
 impl Drop for LeaseHandle {
     fn drop(&mut self) {
-        if self.pid != std::process::id() || self.lease.released() || self.lease.loss().is_some() {
+        if self.pid != process::id() || self.lease.released() || self.lease.loss().is_some() {
             return;
         }
         // Attached already: this runs where the interpreter drops the object. At the interpreter's end the engine
         // itself gives everything back.
         Python::try_attach(|py| {
-            if let Ok(node) = self.engine.get().node(py) {
+            if let Ok(engine) = self.engine.get().engine(py) {
+                let node = engine.of(self.lease.name());
                 let mut state = node.lock();
                 state.drop_lease(&self.lease);
                 node.settle(state, true);

@@ -2,11 +2,8 @@
 
 use crate::engine::EngineHandle;
 use crate::lease::LeaseHandle;
-use bytes::Bytes;
 use dotmac_core::locks::Failure;
 use dotmac_engine::Outcome;
-use dotmac_engine::node::{Arg, Call};
-use dotmac_engine::scripts::{SUFFIXES, Script};
 use dotmac_engine::wire::Value;
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
@@ -35,15 +32,19 @@ pub fn to_py(
         Outcome::Released(held) | Outcome::Extended(held) => held.into_py_any(py),
         Outcome::NotFree(left) => ("not_free", left as f64 / 1e3).into_py_any(py),
         Outcome::Deadlock(cycle) => ("deadlock", cycle).into_py_any(py),
+        Outcome::Mismatch(kind) => ("mismatch", kind).into_py_any(py),
+        Outcome::NotOffered => ("not_offered", py.None()).into_py_any(py),
         Outcome::TimedOut => ("timed_out", py.None()).into_py_any(py),
         Outcome::Cancelled => ("cancelled", py.None()).into_py_any(py),
         Outcome::Failed(Failure::Unavailable(why)) => ("unavailable", why).into_py_any(py),
         Outcome::Failed(Failure::NoAnswer) => ("no_answer", py.None()).into_py_any(py),
         Outcome::Failed(Failure::Refused(why)) => ("refused", why).into_py_any(py),
         Outcome::Failed(Failure::Denied(why)) => ("denied", why).into_py_any(py),
+        Outcome::Failed(Failure::Stalled) => ("stalled", py.None()).into_py_any(py),
         Outcome::Failed(Failure::Closed) => ("closed", py.None()).into_py_any(py),
+        Outcome::Misconfigured(why) => ("misconfigured", why).into_py_any(py),
         Outcome::Reply(value) => value_to_py(py, value),
-        Outcome::Echo | Outcome::Lost(_) => Ok(py.None()),
+        Outcome::Echo | Outcome::Lost(_) | Outcome::NotGivenBack(..) => Ok(py.None()),
     }
 }
 
@@ -63,18 +64,5 @@ pub fn value_to_py(py: Python<'_>, value: Value) -> PyResult<Py<PyAny>> {
             Ok(list.into_any().unbind())
         }
         Value::Error(text) => ("refused", text).into_py_any(py),
-    }
-}
-
-/// The call that pages through the locks.
-pub fn list_call(cursor: &str, count: u32) -> Call {
-    let args = vec![
-        Arg::Bytes(Bytes::copy_from_slice(cursor.as_bytes())),
-        Arg::Bytes(Bytes::from(count.to_string())),
-    ];
-    Call {
-        script: Script::List,
-        keys: &SUFFIXES,
-        args,
     }
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from dotmac.platform.audit_trail.query import Filters, Order
+from dotmac.platform.audit_trail.filters import FILTERS, Filters
+from dotmac.platform.audit_trail.query import Order
 from dotmac.platform.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -42,14 +43,10 @@ def filters_of(start: datetime | None, end: datetime | None, given: dict[str, An
 
     Raises: InvalidArgument: one is wrong, or unknown: names those that there are.
     """
-    try:
-        return Filters.of(start_time=start, end_time=end, **given)
-    except TypeError as error:
-        known = [name for name in Filters.of.__annotations__ if name != "return"]
-        unknown = sorted(set(given) - set(known))
-        if not unknown:
-            raise
-        raise InvalidArgument(unknown[0], given[unknown[0]], f"the filters are {', '.join(known)}") from error
+    for name, value in given.items():
+        if name not in FILTERS:
+            raise InvalidArgument(name, value, f"the filters are {', '.join(FILTERS)}")
+    return Filters.of(start_time=start, end_time=end, **given)
 
 
 def order_of(order: str) -> Order:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from dotmac.platform.audit_trail import schema
+from dotmac.platform.audit_trail import schema, tenancy
 from dotmac.platform.errors import (
     AuditUnavailable,
     AuthenticationFailed,
@@ -23,22 +24,50 @@ from dotmac.platform.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     Connection = asyncpg.Connection[asyncpg.Record]
-    Pooled = Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Lent = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Pooled = Connection | Lent
 
-__all__ = ["Database", "Settings", "backoff", "is_transient", "meaning"]
+__all__ = [
+    "FAILURES",
+    "Database",
+    "Settings",
+    "SpoolSettings",
+    "backoff",
+    "is_transient",
+    "lone",
+    "meaning",
+    "told",
+]
 
 Answer = TypeVar("Answer")
 
+_logger = logging.getLogger(__name__)
+
+# What asyncpg raises where the server refuses, or it or the way to it fails.
+FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _CLOSE_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 60.0  # whether tenants are kept apart may change while a service runs
+_STOP_SECONDS = 2.0
 _IS_LAZY = "SELECT current_setting('synchronous_commit') IN ('off', 'local')"
 # Classes and codes of SQLSTATE that may pass by themselves: connection, resources, shutdown, crash,
 # start-up, a cancelled statement, serialisation, deadlock, lock timeout, a standby not yet promoted.
 _TRANSIENT_CLASSES = ("08", "53", "57", "40", "58")
+_SHOW_ROWS = ("22", "23")  # classes whose details show data: data exception, integrity constraint violation
 _TRANSIENT_CODES = ("55P03", "25006")
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """Where events of `log_event(wait=False)` wait; see `AuditTrailConfig`."""
+
+    path: Path
+    max_events: int
+    max_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +84,8 @@ class Settings:
     pool_min_size: int
     pool_max_size: int
     migrate_on_first_use: bool
+    integrity: bool
+    spool: SpoolSettings
 
 
 def is_transient(error: BaseException) -> bool:
@@ -68,6 +99,24 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
+def told(error: BaseException) -> str:
+    """The error in words for logs and callers: PostgreSQL's own without its detail, which may show a row
+    (`Failing row contains (…)`).
+
+    Such a detail is taken from the error, too, since tracebacks show what an error was raised from. The
+    message itself may quote one value that could not be read.
+    """
+    name = type(error).__name__
+    if not isinstance(error, asyncpg.PostgresError):
+        return f"{name}: {error}"
+    if (error.sqlstate or "").startswith(_SHOW_ROWS):
+        error.detail = None
+    constraint = f", constraint {error.constraint_name}" if error.constraint_name else ""
+    hint = f". {error.hint}" if error.hint else ""
+    text = error.args[0] if error.args else ""
+    return f"{name}: {text} (SQLSTATE {error.sqlstate}{constraint}){hint}"
+
+
 def meaning(error: BaseException) -> DotmacError:
     """The platform's error for one that will not pass by itself."""
     if isinstance(error, DotmacError):
@@ -75,10 +124,12 @@ def meaning(error: BaseException) -> DotmacError:
     if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
         return ConfigurationError(f"the audit database's address is wrong: {error}")
     if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-        return AuthenticationFailed(f"the audit database refused the login: {error}")
+        return AuthenticationFailed(f"the audit database refused the login: {told(error)}")
     if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedColumnError):
-        return SchemaOutdated(f"the audit tables do not fit this version ({error}): run `dotmac db upgrade`")
-    return ServerRefused(f"the audit database refused: {type(error).__name__}: {error}")
+        return SchemaOutdated(
+            f"the audit tables do not fit this version ({told(error)}): run `dotmac db upgrade`"
+        )
+    return ServerRefused(f"the audit database refused: {told(error)}")
 
 
 def backoff(attempt: int) -> float:
@@ -87,6 +138,34 @@ def backoff(attempt: int) -> float:
     """
     ceiling: float = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10))
     return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 (spread, not secrecy)
+
+
+@asynccontextmanager
+async def lone(connecting: Awaitable[Connection]) -> AsyncIterator[Connection]:
+    """A connection for one block of work, closed after it.
+
+    Where the block fails it is dropped: closing would wait for a server that is silent.
+    """
+    connection = await connecting
+    try:
+        yield connection
+        await connection.close(timeout=_CLOSE_SECONDS)
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+class Reader(asyncpg.Connection):
+    """A pooled connection, which is given back as it is: reading leaves no setting, lock or cursor behind.
+
+    An open transaction is rolled back all the same.
+    """
+
+    __slots__ = ()
+
+    def get_reset_query(self) -> str:
+        """Nothing: one answer less to wait for."""
+        return ""
 
 
 class Database:
@@ -100,6 +179,9 @@ class Database:
         self._checking = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self.sight: tenancy.Sight | None = None  # since the first reading
+        self._look_again = 0.0
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def connect(self) -> Connection:
         """A new connection to checked tables; the caller closes it."""
@@ -146,13 +228,26 @@ class Database:
     async def reading(self) -> AsyncIterator[Pooled]:
         """A pooled connection; not for writing, which has connections of its own."""
         pool = self._pool or await self._open_pool()
-        async with pool.acquire() as connection:
-            try:
-                yield connection
-            except BaseException:
-                # Given back after a cancelled query, it would be waited for, however long its server takes.
+        connection = await pool.acquire()
+        try:
+            yield connection
+        except BaseException:
+            # asyncpg has asked the server to stop the query; the caller does not wait for it to obey.
+            leaving = asyncio.get_running_loop().create_task(self._give_back(pool, connection))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            raise
+        await pool.release(connection)
+
+    @staticmethod
+    async def _give_back(pool: asyncpg.Pool[asyncpg.Record], connection: Lent) -> None:
+        """Return a connection whose query broke off; one whose server stays silent is dropped."""
+        try:
+            async with asyncio.timeout(2 * _STOP_SECONDS):
+                await pool.release(connection, timeout=_STOP_SECONDS)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with suppress(asyncpg.InterfaceError):  # the pool has dropped it already
                 connection.terminate()
-                raise
 
     async def _open_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         async with self._opening:
@@ -161,6 +256,7 @@ class Database:
                     min_size=self.settings.pool_min_size,
                     max_size=self.settings.pool_max_size,
                     init=self._init,
+                    connection_class=Reader,
                     **self._arguments(),
                 )
             return self._pool
@@ -172,8 +268,43 @@ class Database:
             connection.terminate()  # as in `reading`
             raise
 
-    async def read(self, work: Callable[[Any], Awaitable[Answer]], timeout: float) -> Answer:
+    async def look(self, connection: Pooled) -> tenancy.Sight:
+        """What our role sees; asked again from time to time."""
+        now = asyncio.get_running_loop().time()
+        if self.sight is None or self._look_again <= now:
+            self.sight = await tenancy.sight_of(connection)
+            self._look_again = now + _LOOK_AGAIN_SECONDS
+        return self.sight
+
+    async def _work(
+        self,
+        connection: Pooled,
+        work: Callable[[Any], Awaitable[Answer]],
+        tenant: str | None,
+        snapshot: bool,
+    ) -> Answer:
+        named = (await self.look(connection)).setting(tenant)
+        if named is not None:
+            return await tenancy.in_transaction(connection, work, named, partitions=snapshot)
+        if snapshot:
+            return await tenancy.in_transaction(connection, work, None, partitions=True)
+        return await work(connection)
+
+    async def read(
+        self,
+        work: Callable[[Any], Awaitable[Answer]],
+        timeout: float,
+        *,
+        tenant: str | None = None,
+        snapshot: bool = False,
+    ) -> Answer:
         """Run a repeatable piece of reading; a lost connection is tried again until `timeout` seconds passed.
+
+        Args:
+            work: given a connection; inside a transaction where one is needed.
+            timeout: seconds.
+            tenant: whose events it may see where row-level security applies; None for nobody's.
+            snapshot: in one transaction whose statements all see the same, partitions included.
 
         Raises: AuditUnavailable: no answer in time. SchemaOutdated, ServerRefused: it will not get better.
         """
@@ -183,29 +314,36 @@ class Database:
         while True:
             try:
                 async with asyncio.timeout_at(deadline), self.reading() as connection:
-                    return await work(connection)
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-            ) as error:
+                    return await self._work(connection, work, tenant, snapshot)
+            except FAILURES as error:
                 if not is_transient(error):
                     raise meaning(error) from error
                 pause = backoff(attempt)
                 attempt += 1
                 if loop.time() + pause >= deadline:
                     raise AuditUnavailable(
-                        f"no answer from the audit database within {timeout:g} s: "
-                        f"{type(error).__name__}: {error}"
+                        f"no answer from the audit database within {timeout:g} s: " + told(error)
                     ) from error
             await asyncio.sleep(pause)
+
+    async def compact(self) -> None:
+        """Sum up the counts per day; what is left undone is done the next time."""
+
+        async def work(connection: Connection) -> None:
+            await connection.execute("SELECT audit_compact_rollup()")
+
+        try:
+            await self.read(work, self.settings.timeout)
+        except (DotmacError, TimeoutError) as error:
+            _logger.warning("the audit trail's counts per day were not summed up: %s", error)
 
     async def aclose(self) -> None:
         """Close the pool; a server that does not take part is left alone after a few seconds."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
+        if self._leaving:
+            await asyncio.wait(self._leaving)
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await pool.close()

@@ -1,7 +1,7 @@
-"""From the arguments of `log_event` to a row: everything that could fail in the database fails here.
+"""From the arguments of `log_event` to an event: everything that could fail in the database fails here.
 
-A row that leaves this module is one that PostgreSQL takes, so that one bad event can't fail the others of
-its batch.
+An event that leaves this module is one that PostgreSQL takes, so that one bad event can't fail the others of
+its batch. Plain arguments are the business of `_native.AuditEncoder`; this file has the words for the others.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from dotmac.platform.audit_trail.ids import EPOCH, IdSource, from_micros, micros, time_of
+from dotmac.platform._native import AuditEncoder
+from dotmac.platform.audit_trail.ids import EPOCH, time_of
 from dotmac.platform.audit_trail.models import AuditCategory, AuditLevel, AuditOutcome, parse_choice
 from dotmac.platform.errors import InvalidEvent
 from dotmac.platform.observability.tracing import trace_ids
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dotmac.platform._native import AuditEntry
+
 __all__ = [
-    "COLUMNS",
     "MAX_METADATA_BYTES",
     "MAX_TEXT",
-    "Row",
     "aware",
-    "guess_outcome",
-    "make_row",
+    "make_encoder",
+    "make_entry",
+    "make_unusual",
     "parse_address",
+    "plain_text",
+    "when_and_id",
 ]
 
 MAX_TEXT = 512
@@ -36,40 +43,71 @@ MAX_METADATA_BYTES = 1 << 20
 MAX_DEPTH = 32
 _AHEAD = timedelta(days=1)
 _SHOWN = 60
-_FAILED_WORDS = frozenset({"failed", "failure", "fail"})
-_DENIED_WORDS = frozenset({"denied", "refused", "forbidden", "blocked", "rejected"})
 _LONGEST_ADDRESS = 128
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-class Row(NamedTuple):
-    """One row of `audit_events`, in the order of COPY; the database adds when it was recorded."""
+def make_encoder(
+    *, hashed: bool, capacity: int = 0, seed: int = 0, clock: Callable[[], int] | None = None
+) -> AuditEncoder:
+    """What makes the events of one process.
 
-    occurred_at: datetime
-    id: UUID
-    category: str
-    action: str
-    level: str
-    outcome: str
-    user_id: str | None
-    tenant_id: str | None
-    resource_type: str | None
-    resource_id: str | None
-    ip_address: str | None
-    correlation_id: str | None
-    trace_id: str | None
-    span_id: str | None
-    metadata: str
-    anomaly_score: float | None = None
-    anomaly_reasons: str | None = None
-
-
-COLUMNS = Row._fields
+    Args:
+        hashed: events get leaf hashes, for the trail's integrity.
+        capacity: users, addresses, tenants and actions that the detector remembers (about 500 bytes each); 0
+            for no detector.
+        seed: makes what it forgets under pressure repeatable.
+        clock: microseconds since 1970; default: the system's.
+    """
+    return AuditEncoder(
+        [member.value for member in AuditCategory],
+        [member.value for member in AuditLevel],
+        [member.value for member in AuditOutcome],
+        hashed=hashed,
+        capacity=capacity,
+        seed=seed,
+        clock=clock,
+    )
 
 
-def make_row(
-    source: IdSource,
+def make_entry(
+    encoder: AuditEncoder,
     *,
+    category: object,
+    action: object,
+    level: object = None,
+    outcome: object = None,
+    user_id: object = None,
+    tenant_id: object = None,
+    resource_type: object = None,
+    resource_id: object = None,
+    ip_address: object = None,
+    correlation_id: object = None,
+    metadata: object = None,
+    personal: object = None,
+    subject_id: object = None,
+    occurred_at: object = None,
+    event_id: object = None,
+) -> AuditEntry:
+    """Check every field and make the event; None leaves a field out.
+
+    Raises: InvalidEvent: names the field, shows its value where that is a text or a number, and says what
+        would be right. What stands in metadata is not shown.
+    """
+    entry = encoder.entry(
+        trace_ids(), category, action, level, outcome, user_id, tenant_id, resource_type, resource_id,
+        ip_address, correlation_id, metadata, personal, subject_id, occurred_at, event_id,
+    )  # fmt: skip
+    if entry is not None:
+        return entry
+    return make_unusual(
+        encoder, category, action, level, outcome, user_id, tenant_id, resource_type, resource_id,
+        ip_address, correlation_id, metadata, personal, subject_id, occurred_at, event_id,
+    )  # fmt: skip
+
+
+def make_unusual(
+    encoder: AuditEncoder,
     category: object,
     action: object,
     level: object,
@@ -81,57 +119,36 @@ def make_row(
     ip_address: object,
     correlation_id: object,
     metadata: object,
+    personal: object,
+    subject_id: object,
     occurred_at: object,
     event_id: object,
-) -> Row:
-    """Check every field and make the row.
-
-    Raises: InvalidEvent: names the field, shows its value and says what would be right.
-    """
-    stated, encoded = _metadata(metadata)
-    if ip_address is None:
-        address = parse_address(stated.get("ip_address"))
-    else:
-        address = parse_address(ip_address)
-        if address is None:
-            raise _bad("ip_address", ip_address, "give an IPv4 or IPv6 address, or leave it out")
-    identity = _identity(event_id)
-    moment = _moment(source, occurred_at, identity)
-    traced = trace_ids()
-    return Row(
-        occurred_at=moment,
-        id=identity or source.new(micros(moment)),
-        category=parse_choice(AuditCategory, "category", category).value,
-        action=_required_text("action", action),
-        level=parse_choice(AuditLevel, "level", level).value,
-        outcome=parse_choice(AuditOutcome, "outcome", outcome).value,
-        user_id=_text("user_id", user_id),
-        tenant_id=_text("tenant_id", tenant_id),
-        resource_type=_text("resource_type", resource_type),
-        resource_id=_text("resource_id", resource_id),
-        ip_address=address,
-        correlation_id=_text("correlation_id", correlation_id),
-        trace_id=traced[0] if traced else None,
-        span_id=traced[1] if traced else None,
-        metadata=encoded,
+) -> AuditEntry:
+    """What the encoder did not take: the same event in plain types, or the words for what is wrong."""
+    moment, identity = when_and_id(occurred_at, event_id)
+    entry = encoder.entry(
+        trace_ids(),
+        parse_choice(AuditCategory, "category", category).value,
+        _required_text("action", action),
+        parse_choice(AuditLevel, "level", AuditLevel.INFO if level is None else level).value,
+        None if outcome is None else parse_choice(AuditOutcome, "outcome", outcome).value,
+        plain_text("user_id", user_id),
+        plain_text("tenant_id", tenant_id),
+        plain_text("resource_type", resource_type),
+        plain_text("resource_id", resource_id),
+        _address(ip_address),
+        plain_text("correlation_id", correlation_id),
+        _json("metadata", metadata),
+        _json("personal", personal),
+        plain_text("subject_id", subject_id),
+        moment,
+        identity,
     )
-
-
-def guess_outcome(action: object) -> AuditOutcome:
-    """How it ended, as the action's words say: `login.failed` is a failure, `access.denied` was denied."""
-    if isinstance(action, str) and len(action) <= MAX_TEXT:
-        return _outcome_of(str(action))
-    return AuditOutcome.SUCCESS
-
-
-@lru_cache(maxsize=4096)
-def _outcome_of(action: str) -> AuditOutcome:
-    words = set("".join(letter if letter.isalnum() else " " for letter in action.lower()).split())
-    if words & _FAILED_WORDS:
-        return AuditOutcome.FAILURE
-    if words & _DENIED_WORDS:
-        return AuditOutcome.DENIED
-    return AuditOutcome.SUCCESS
+    if entry is None:
+        raise InvalidEvent(
+            "the event is refused, but its checks find nothing wrong with it: please report it"
+        )
+    return entry
 
 
 def parse_address(value: object) -> str | None:
@@ -163,17 +180,29 @@ def aware(field: str, value: object) -> datetime:
     Raises: InvalidEvent: not a datetime, or one that has no counterpart in UTC.
     """
     if not isinstance(value, datetime):
-        raise _bad(field, value, "give a datetime")
+        raise _bad(field, type(value), "give a datetime")
     try:
         return value.astimezone(UTC)
     except (OverflowError, ValueError, OSError):
-        raise _bad(field, value, "give a datetime between the years 1970 and 9998") from None
+        raise _bad(field, value.isoformat(), "give a datetime between the years 1970 and 9998") from None
 
 
-def _moment(source: IdSource, occurred_at: object, identity: UUID | None) -> datetime:
+def _address(value: object) -> str | None:
+    if value is None:
+        return None
+    address = parse_address(value)
+    if address is None:
+        shown = value if isinstance(value, str) else type(value)
+        raise _bad("ip_address", shown, "give an IPv4 or IPv6 address, or leave it out")
+    return address
+
+
+def when_and_id(occurred_at: object, event_id: object) -> tuple[datetime | None, UUID | None]:
+    """When an event was and its id, as far as they are given. Raises: InvalidEvent."""
+    identity = _identity(event_id)
     if occurred_at is None:
         if identity is None:
-            return from_micros(source.now())
+            return None, None
         stated = time_of(identity)
         if stated is None:
             # Events are stored once per time and id: another time at each try would store it again.
@@ -185,7 +214,7 @@ def _moment(source: IdSource, occurred_at: object, identity: UUID | None) -> dat
     if not EPOCH <= stated <= datetime.now(UTC) + _AHEAD:
         field = "id" if occurred_at is None else "occurred_at"
         raise _bad(field, stated.isoformat(), "its time must lie between 1970 and one day from now")
-    return stated
+    return stated, identity
 
 
 def _identity(value: object) -> UUID | None:
@@ -196,53 +225,60 @@ def _identity(value: object) -> UUID | None:
             return UUID(value)
         except ValueError:
             pass
-    raise _bad("id", value, "give a UUID (of version 7 where there is no occurred_at)")
+    raise _bad("id", type(value), "give a UUID (of version 7 where there is no occurred_at)")
 
 
-def _text(field: str, value: object) -> str | None:
+def plain_text(field: str, value: object) -> str | None:
+    """A name as it is stored. Raises: InvalidEvent."""
     if value is None:
         return None
-    if isinstance(value, int | UUID) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value.bit_length() > 3 * MAX_TEXT:
+            raise _bad(field, int, f"an integer of {value.bit_length()} bits is too large; give a string")
+        value = str(int(value))
+    elif isinstance(value, UUID):
         value = str(value)
     if not isinstance(value, str):
         raise _bad(field, value, "give a string, an integer or a UUID")
     if len(value) > MAX_TEXT:
         raise _bad(field, value, f"at most {MAX_TEXT} characters are allowed, it has {len(value)}")
     _check_characters(field, value)
-    return str(value)
+    return str.__str__(value)  # what was redacted, not what a subclass makes of itself
 
 
 def _required_text(field: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise _bad(field, value, "give a string such as 'user.login'")
-    return _text(field, value) or ""
+        raise _bad(
+            field, value if isinstance(value, str) else type(value), "give a string such as 'user.login'"
+        )
+    return plain_text(field, value) or ""
 
 
-def _check_characters(field: str, value: str) -> None:
+def _check_characters(field: str, value: str, *, shown: bool = True) -> None:
+    told = value if shown else str
     if "\x00" in value:
-        raise _bad(field, value, "PostgreSQL can't store the NUL character: remove or escape it")
+        raise _bad(field, told, "PostgreSQL can't store the NUL character: remove or escape it")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise _bad(
-            field, value, f"character {error.start} is half of a surrogate pair: give valid Unicode"
+            field, told, f"character {error.start} is half of a surrogate pair: give valid Unicode"
         ) from None
 
 
-def _metadata(value: object) -> tuple[Mapping[str, Any], str]:
+def _json(field: str, value: object) -> dict[str, Any] | None:
     if value is None:
-        return {}, "{}"
+        return None
     if not isinstance(value, Mapping):
-        raise _bad("metadata", value, "give a mapping with string keys")
-    plain = _plain("metadata", value, 0)
-    encoded = _ENCODER.encode(plain)
-    size = len(encoded.encode())
+        raise _bad(field, type(value), "give a mapping with string keys")
+    plain: dict[str, Any] = _plain(field, value, 0)
+    size = len(_ENCODER.encode(plain).encode())
     if size > MAX_METADATA_BYTES:
         raise InvalidEvent(
-            f"metadata: {size} bytes of JSON are not allowed; at most {MAX_METADATA_BYTES} are. "
+            f"{field}: {size} bytes of JSON are not allowed; at most {MAX_METADATA_BYTES} are. "
             "Store the document elsewhere and log its name and digest"
         )
-    return plain, encoded
+    return plain
 
 
 def _plain(path: str, value: object, depth: int) -> Any:
@@ -250,7 +286,7 @@ def _plain(path: str, value: object, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        _check_characters(path, value)
+        _check_characters(path, value, shown=False)
         return str.__str__(value)
     if isinstance(value, int):
         if value.bit_length() > 10_000:  # noqa: PLR2004 (bounds told in the text)
@@ -266,18 +302,23 @@ def _plain(path: str, value: object, depth: int) -> Any:
         plain = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise _bad(f"{path} (key)", key, "give a string key")
-            _check_characters(f"{path} (key)", key)
+                raise _bad(f"{path} (key)", type(key), "give a string key")
+            _check_characters(f"{path} (key)", key, shown=False)
             plain[str.__str__(key)] = _plain(f"{path}.{key}", item, depth + 1)
         return plain
     if isinstance(value, list | tuple):
         return [_plain(f"{path}[{place}]", item, depth + 1) for place, item in enumerate(value)]
-    raise _bad(path, value, f"{type(value).__name__} is not a JSON type: give a string, number, list or dict")
+    kind = type(value)
+    raise _bad(path, kind, f"{kind.__name__} is not a JSON type: give a string, number, list or dict")
 
 
 def _bad(field: str, value: object, right: str) -> InvalidEvent:
-    try:
-        shown = repr(value[:_SHOWN] if isinstance(value, str | bytes) else value)[: _SHOWN + 20]
-    except Exception:  # noqa: BLE001 (told to whom it concerns)
-        shown = f"<{type(value).__name__}>"
+    """The error. Texts are shown, which were redacted before, and numbers; of anything else the type."""
+    kind = type(value)
+    if isinstance(value, str):
+        shown = repr(str.__str__(value)[:_SHOWN])[: _SHOWN + 20]
+    elif value is None or kind is bool or kind is float:
+        shown = repr(value)
+    else:
+        shown = f"a value of type {value.__name__ if isinstance(value, type) else kind.__name__}"
     return InvalidEvent(f"{field[:200]}: {shown} is not allowed; {right}")

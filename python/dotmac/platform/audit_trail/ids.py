@@ -7,18 +7,14 @@ the same primary key (occurred_at, id).
 
 from __future__ import annotations
 
-import os
-import threading
-import time
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
-__all__ = ["EPOCH", "IdSource", "from_micros", "micros", "time_of", "uuid7"]
+__all__ = ["EPOCH", "from_micros", "micros", "time_of", "uuid7", "uuid_of"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _RANDOM_BITS = 62
-_NEAR = 1_000_000
 
 
 def micros(moment: datetime) -> int:
@@ -40,33 +36,17 @@ def uuid7(time_us: int, chance: int) -> UUID:
     return UUID(int=millisecond << 80 | 7 << 76 | twelve << 64 | 2 << 62 | tail)
 
 
+def uuid_of(number: int) -> UUID:
+    """As `UUID(int=number)`, in half the time: it leaves out a dozen checks of other forms."""
+    made = object.__new__(UUID)
+    object.__setattr__(made, "int", number)
+    object.__setattr__(made, "is_safe", SafeUUID.unknown)
+    return made
+
+
 def time_of(value: UUID) -> datetime | None:
     """The time in a UUIDv7, or None for another kind of id."""
     if value.version != 7:  # noqa: PLR2004 (bounds told in the text)
         return None
     fraction = ((value.int >> 64 & 0xFFF) * 1000) >> 12
     return from_micros((value.int >> 80) * 1000 + fraction)
-
-
-class IdSource:
-    """New times and ids of one process: distinct, increasing microseconds while the clock goes on.
-
-    A clock that steps back by more than a second is followed, not waited for.
-    """
-
-    def __init__(self) -> None:
-        self._last = 0
-        self._lock = threading.Lock()
-
-    def now(self) -> int:
-        """The present, microseconds since 1970, one later than the last answer at least."""
-        with self._lock:
-            value = time.time_ns() // 1000
-            if 0 <= self._last - value < _NEAR:
-                value = self._last + 1
-            self._last = value
-            return value
-
-    def new(self, time_us: int) -> UUID:
-        """A new id for an event at `time_us`."""
-        return uuid7(time_us, int.from_bytes(os.urandom(8)))

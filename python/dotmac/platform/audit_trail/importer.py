@@ -18,16 +18,19 @@ from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from dotmac.platform.audit_trail.entry import Row, make_row
-from dotmac.platform.audit_trail.ids import IdSource, micros, uuid7
+from dotmac.platform.audit_trail.anomaly import anomaly_of
+from dotmac.platform.audit_trail.entry import make_entry
+from dotmac.platform.audit_trail.ids import from_micros, micros, uuid7
+from dotmac.platform.audit_trail.privacy import Given
 from dotmac.platform.audit_trail.sshd import Parsed, SshdParser
 from dotmac.platform.errors import InvalidArgument, InvalidEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dotmac.platform._native import AuditEntry
     from dotmac.platform.audit_trail.aggregator import AuditAggregator
-    from dotmac.platform.audit_trail.anomaly import Anomaly, Scorer
+    from dotmac.platform.audit_trail.anomaly import Anomaly
 
 __all__ = ["FORMATS", "ImportSummary", "Progress", "import_events"]
 
@@ -138,6 +141,7 @@ class _NdjsonParser:
             "resource_id",
             "ip_address",
             "correlation_id",
+            "subject_id",
             "metadata",
             "occurred_at",
         ]
@@ -147,6 +151,8 @@ class _NdjsonParser:
         said = json.loads(line)
         if not isinstance(said, dict):
             raise ValueError("not a JSON object")  # noqa: TRY004 (one kind of error per line)
+        if said.pop("personal", None) is not None:
+            raise ValueError("'personal' comes back from an export only, whose format the file's name tells")
         unknown = sorted(set(said) - self._KNOWN - self._OTHERS)
         if unknown:
             raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(sorted(self._KNOWN))}")
@@ -294,9 +300,9 @@ class _Import:
         self._progress = progress
         self._on_anomaly = on_anomaly
         self._summary = ImportSummary(source.name)
-        self._ids = IdSource()
         # Its own: the times of an old log must not meet those of live traffic.
-        self._scorer: Scorer | None = audit.make_scorer()
+        self._encoder = audit.make_encoder()
+        self._threshold = audit.threshold()
         self._sshd = SshdParser(year, source.changed, zone) if source.format == "sshd" else None
         self._parser: _Parser = self._sshd or _NdjsonParser()
 
@@ -341,7 +347,7 @@ class _Import:
         return {"year": years.year, "last": years.last.isoformat() if years.last else None}
 
     async def _take(self, lines: list[tuple[int, bytes]]) -> None:
-        rows: list[tuple[Row, Anomaly | None]] = []
+        rows: list[tuple[AuditEntry, Anomaly | None]] = []
         for number, raw in lines:
             try:
                 made = self._rows(number, raw)
@@ -353,10 +359,10 @@ class _Import:
             if not made:
                 self._summary.skipped += 1
             rows += made
-        new = await self._audit.store_rows([row for row, _ in rows])
+        new = await self._audit.store_rows([entry for entry, _ in rows])
         self._summary.lines += len(lines)
-        for (row, anomaly), is_new in zip(rows, new, strict=True):
-            self._count(row, anomaly)
+        for (entry, anomaly), is_new in zip(rows, new, strict=True):
+            self._count(entry, anomaly)
             if is_new:
                 self._summary.stored += 1
                 if anomaly is not None and self._on_anomaly is not None:
@@ -364,7 +370,7 @@ class _Import:
             else:
                 self._summary.present += 1
 
-    def _rows(self, number: int, raw: bytes) -> list[tuple[Row, Anomaly | None]]:
+    def _rows(self, number: int, raw: bytes) -> list[tuple[AuditEntry, Anomaly | None]]:
         if len(raw) >= MAX_LINE:
             raise ValueError(f"longer than {MAX_LINE} bytes")
         try:
@@ -381,11 +387,13 @@ class _Import:
             moment = moment.replace(tzinfo=self._zone)
         made = []
         for turn in range(parsed.times):
-            row = self._row(parsed.fields, moment.astimezone(UTC), number, raw, turn)
-            made.append(self._scorer.score(row) if self._scorer is not None else (row, None))
+            entry = self._row(parsed.fields, moment.astimezone(UTC), number, raw, turn)
+            made.append((entry, anomaly_of(entry, self._threshold)))
         return made
 
-    def _row(self, fields: dict[str, Any], moment: datetime, number: int, raw: bytes, turn: int) -> Row:
+    def _row(
+        self, fields: dict[str, Any], moment: datetime, number: int, raw: bytes, turn: int
+    ) -> AuditEntry:
         said = dict(fields)
         address = said.pop("ip_address", None)
         try:
@@ -399,41 +407,58 @@ class _Import:
 
     def _make(
         self, said: dict[str, Any], address: object, moment: datetime, place: tuple[int, bytes, int]
-    ) -> Row:
-        return make_row(
-            self._ids,
+    ) -> AuditEntry:
+        # Redacted as what is logged is, but not filled in: who imports is not who did it.
+        given = self._audit.redacted(
+            said["category"],
+            Given(
+                action=said["action"],
+                user_id=said.get("user_id"),
+                tenant_id=said.get("tenant_id", self._tenant_id),
+                resource_type=said.get("resource_type"),
+                resource_id=said.get("resource_id"),
+                ip_address=address,
+                correlation_id=said.get("correlation_id"),
+                metadata=said.get("metadata"),
+                subject_id=said.get("subject_id"),
+            ),
+        )
+        return make_entry(
+            self._encoder,
             category=said["category"],
-            action=said["action"],
+            action=given.action,
             level=said.get("level", "info"),
             outcome=said.get("outcome", "success"),
-            user_id=said.get("user_id"),
-            tenant_id=said.get("tenant_id", self._tenant_id),
-            resource_type=said.get("resource_type"),
-            resource_id=said.get("resource_id"),
-            ip_address=address,
-            correlation_id=said.get("correlation_id"),
-            metadata=said.get("metadata"),
+            user_id=given.user_id,
+            tenant_id=given.tenant_id,
+            resource_type=given.resource_type,
+            resource_id=given.resource_id,
+            ip_address=given.ip_address,
+            correlation_id=given.correlation_id,
+            metadata=given.metadata,
+            subject_id=given.subject_id,
             occurred_at=moment,
             event_id=self._source.event_id(moment, *place),
         )
 
-    def _count(self, row: Row, anomaly: Anomaly | None) -> None:
-        found = self._summary
-        found.first = min(found.first or row.occurred_at, row.occurred_at)
-        found.last = max(found.last or row.occurred_at, row.occurred_at)
-        if row.ip_address is None:
+    def _count(self, entry: AuditEntry, anomaly: Anomaly | None) -> None:
+        found, fields = self._summary, entry.fields()
+        moment, address = from_micros(entry.occurred_at), fields["ip_address"]
+        found.first = min(found.first or moment, moment)
+        found.last = max(found.last or moment, moment)
+        if address is None:
             found.anomalies += anomaly is not None
             return
-        if row.outcome in ("failure", "denied"):
-            found.failures[row.ip_address] += 1
+        if fields["outcome"] in ("failure", "denied"):
+            found.failures[address] += 1
             if len(found.failures) > 2 * _MOST_COUNTED:
                 found.failures = Counter(dict(found.failures.most_common(_MOST_COUNTED)))
         if anomaly is not None:
             found.anomalies += 1
-            before = found.flagged.get(row.ip_address, Flagged(0, 0.0, ()))
+            before = found.flagged.get(address, Flagged(0, 0.0, ()))
             if before.events or len(found.flagged) < _MOST_COUNTED:
                 best = anomaly if anomaly.score >= before.score else None
-                found.flagged[row.ip_address] = Flagged(
+                found.flagged[address] = Flagged(
                     before.events + 1,
                     best.score if best else before.score,
                     best.reasons if best else before.reasons,

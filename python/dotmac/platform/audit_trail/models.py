@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import difflib
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dotmac.platform.errors import InvalidEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
 
-__all__ = ["AuditCategory", "AuditEvent", "AuditLevel", "AuditOutcome", "parse_choice", "stored_choice"]
+__all__ = [
+    "AuditCategory",
+    "AuditEvent",
+    "AuditLevel",
+    "AuditOutcome",
+    "PersonalState",
+    "parse_choice",
+    "stored_choice",
+]
 
 
 class AuditCategory(enum.StrEnum):
@@ -53,6 +61,14 @@ class AuditOutcome(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
+class PersonalState(enum.StrEnum):
+    """Why a reader does not see an event's personal data."""
+
+    SEALED = "sealed"
+    ERASED = "erased"
+    UNREADABLE = "unreadable"
+
+
 Choice = TypeVar("Choice", AuditCategory, AuditLevel, AuditOutcome)
 
 
@@ -74,7 +90,7 @@ def parse_choice(kind: type[Choice], field: str, value: object) -> Choice:
         except ValueError:
             pass
     names = [member.name for member in kind]
-    shown = repr(value)[:80]
+    shown = repr(value)[:80] if isinstance(value, str | int) else f"a value of type {type(value).__name__}"
     near = difflib.get_close_matches(value.upper(), names, n=1) if isinstance(value, str) else []
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InvalidEvent(f"{field}: {shown} is not known{hint} Allowed: {', '.join(names)}")
@@ -98,8 +114,10 @@ class AuditEvent:
     """One stored event.
 
     `occurred_at` is when it happened by the clock of the process that logged it, `recorded_at` when the
-    database took it. `anomaly_score` is None where no detector looked at the event. A category, level or
-    outcome of a later version is a member of its enumeration that the enumeration does not list.
+    database took it. `personal` holds the personal data where they were asked for and can be read, else why
+    not; `sealed` is what is stored of them. `anomaly_score` is None where no detector looked at the event. A
+    category, level or outcome of a later version is a member of its enumeration that the enumeration does
+    not list.
     """
 
     id: UUID
@@ -120,6 +138,9 @@ class AuditEvent:
     metadata: Mapping[str, Any]
     anomaly_score: float | None = None
     anomaly_reasons: tuple[str, ...] = ()
+    subject_id: str | None = None
+    personal: Mapping[str, Any] | PersonalState | None = None
+    sealed: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The event as JSON types; times are ISO 8601 in UTC with microseconds."""
@@ -142,4 +163,6 @@ class AuditEvent:
             "metadata": dict(self.metadata),
             "anomaly_score": self.anomaly_score,
             "anomaly_reasons": list(self.anomaly_reasons),
+            "subject_id": self.subject_id,
+            "personal": dict(self.personal) if isinstance(self.personal, Mapping) else self.personal,
         }

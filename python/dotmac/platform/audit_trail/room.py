@@ -45,11 +45,12 @@ class Room:
                 self.leave(size)  # was let in and cancelled at once
             raise
 
-    def leave(self, size: int) -> None:
-        """Make room for others."""
-        self.events -= 1
+    def leave(self, size: int, events: int = 1) -> None:
+        """Make room for others: so many bytes in so many events."""
+        self.events -= events
         self.size -= size
-        self._let_in()
+        if self._waiting:
+            self._let_in()
 
     def _fits(self, size: int) -> bool:
         return self.events < self._max_events and (self.events == 0 or self.size + size <= self._max_size)

@@ -5,6 +5,7 @@ Revisions only ever add: a process works on tables of its own version or of a la
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -21,10 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "VERSION_TABLE", "SchemaStatus", "check", "printable_sql", "status", "upgrade"]
 
-HEAD = "0001"
+HEAD = "0006"
 VERSION_TABLE = "dotmac_schema_version"
 # Serialises upgrades of several processes; the number is arbitrary but ours.
 _UPGRADE_LOCK = 4_843_917_210_475_300
+_LOCK_TIMEOUT = "3s"
+_TRIES = 10
+_PAUSE = 0.5  # seconds
 
 Connect = Callable[[], Awaitable["asyncpg.Connection[asyncpg.Record]"]]
 
@@ -71,9 +75,11 @@ async def upgrade(connect: Connect) -> SchemaStatus:
     Args:
         connect: makes an asyncpg connection of a role that may create tables.
     Returns: the version found before, and the one there is now as `wanted`.
+    Raises: sqlalchemy.exc.DBAPIError: among others where somebody else holds a table for half a minute.
     """
     from alembic import command
     from sqlalchemy import text
+    from sqlalchemy.exc import DBAPIError
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 
@@ -81,6 +87,8 @@ async def upgrade(connect: Connect) -> SchemaStatus:
 
     def run(connection: Connection) -> str | None:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+        # Whoever waits for a table holds up all who come later: give up, let them through, try again.
+        connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
         before: str | None = None
         if connection.execute(text("SELECT to_regclass(:name)"), {"name": VERSION_TABLE}).scalar():
             before = connection.execute(text(f"SELECT max(version_num) FROM {VERSION_TABLE}")).scalar()  # noqa: S608 (constants and conditions of ours)
@@ -91,20 +99,32 @@ async def upgrade(connect: Connect) -> SchemaStatus:
         return before
 
     try:
-        async with engine.begin() as connection:
-            before = await connection.run_sync(run)
+        for attempt in range(_TRIES):
+            try:
+                async with engine.begin() as connection:
+                    before = await connection.run_sync(run)
+                break
+            except DBAPIError as error:
+                refused = error.orig is not None and error.orig.__cause__
+                if attempt == _TRIES - 1 or not isinstance(refused, asyncpg.LockNotAvailableError):
+                    raise
+            await asyncio.sleep(_PAUSE)
     finally:
         await engine.dispose()
     return SchemaStatus(current=before, wanted=HEAD)
 
 
-def printable_sql() -> str:
-    """All revisions as SQL, for those who run migrations with a tool of their own."""
+def printable_sql(*, tenants: bool = False) -> str:
+    """All revisions as SQL, for those who run migrations with a tool of their own.
+
+    Args: tenants: with row-level security switched on.
+    """
     from alembic import command
 
     out = io.StringIO()
     command.upgrade(_config(out), "head", sql=True)
-    return out.getvalue()
+    last = "audit_enable_tenants" if tenants else "audit_apply_roles"
+    return f"{out.getvalue()}\nSELECT {last}();\n"
 
 
 def _config(out: io.StringIO | None = None) -> Config:

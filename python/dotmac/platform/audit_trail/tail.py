@@ -4,70 +4,210 @@ A clock or a serial number would not do: a transaction that took its place early
 reader that went past it. So each row bears the transaction that stored it, and only rows are read whose
 transaction is older than every one still running (`pg_snapshot_xmin`): behind that line nothing can appear
 any more. A long writing transaction elsewhere in the cluster delays the follower; it never makes it miss.
-Polling, not LISTEN/NOTIFY: NOTIFY serialises all commits, and LISTEN does not pass a transaction pooler.
+When to look is told by the bell; a look from time to time makes up for rings that get lost.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import base64
+import binascii
+import hashlib
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from uuid import UUID
 
 from dotmac.platform.audit_trail import query
+from dotmac.platform.audit_trail.ids import EPOCH, from_micros, micros
+from dotmac.platform.errors import InvalidCursor, TransactionsRewound
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Awaitable, Callable
     from datetime import datetime
-    from uuid import UUID
+    from types import TracebackType
 
     import asyncpg
 
+    from dotmac.platform.audit_trail.bell import Bell
+    from dotmac.platform.audit_trail.filters import Filters
     from dotmac.platform.audit_trail.models import AuditEvent
 
     Connection = asyncpg.Connection[asyncpg.Record]
-    Place = tuple[int, datetime, UUID]
 
-__all__ = ["follow"]
+__all__ = ["Position", "Tail"]
 
 _BLOCK = 1_000
+_NOBODY = UUID(int=0)
 _HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
+_REST = 0.05  # seconds between looks, however often the bell rings
+_QUICK_LOOKS = 5
+_PLAIN = struct.Struct(">Bqq16s")
+_CHECK_BYTES = 4
+_TOKEN = struct.Struct(f">Bqq16s{_CHECK_BYTES}s")
 
 
-async def follow(
-    read: Any, filters: query.Filters, since_start: bool, poll: float
-) -> AsyncIterator[AuditEvent]:
-    """Every matching event from now (or from the start) on; see `AuditAggregator.tail`."""
-    line = 0 if since_start else await read(_horizon)
-    after: Place | None = None
-    while True:
-        events, line, after = await read(_step(filters, line, after))
-        for event in events:
-            yield event
-        if after is None:
-            await asyncio.sleep(poll)
+class Position(NamedTuple):
+    """A place in the order of storing: everything up to it was seen, itself included."""
+
+    transaction: int
+    occurred_at: datetime = EPOCH
+    id: UUID = _NOBODY
+
+    def token(self) -> str:
+        """The place as text, for `tail(after=…)`."""
+        plain = _PLAIN.pack(1, self.transaction, micros(self.occurred_at), self.id.bytes)
+        return base64.urlsafe_b64encode(plain + _check(plain)).decode().rstrip("=")
+
+    @classmethod
+    def of(cls, token: object) -> Position:
+        """The place that a token names. Raises: InvalidCursor: it is damaged."""
+        try:
+            if isinstance(token, str):
+                raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+                version, transaction, moment, identity, check = _TOKEN.unpack(raw)
+                if version == 1 and check == _check(raw[: _PLAIN.size]):
+                    return cls(transaction, from_micros(moment), UUID(bytes=identity))
+        except (binascii.Error, struct.error, ValueError, OverflowError):
+            pass
+        shown = token[:40] if isinstance(token, str) else type(token).__name__
+        raise InvalidCursor(f"after: {shown!r} is damaged; pass the `position` of a tail unchanged")
+
+
+class Tail:
+    """Events as they are stored, each once, for ever: `async for event in audit.tail()`.
+
+    It reads no further than its user does: who is slow falls behind, and nothing piles up. Cancelling a wait
+    for the next event loses none. Ends with its own `aclose()` or the aggregator's, or when nobody refers to
+    it any more.
+    """
+
+    def __init__(
+        self,
+        read: Callable[..., Awaitable[Any]],
+        bell: Callable[[], Awaitable[Bell]],
+        filters: Filters,
+        start: Position | None,
+        poll: float,
+        opened: Callable[[list[AuditEvent]], Awaitable[list[AuditEvent]]],
+    ) -> None:
+        self._opened = opened
+        self._read = read
+        self._bell = bell
+        self._filters = filters
+        self._poll = poll
+        self._found: deque[tuple[AuditEvent, Position]] = deque()
+        self._seen = self._line = start
+        self._more = start is not None
+        self._closed = False
+        self._next_look = 0.0
+        self._quick_looks = 0
+
+    @property
+    def position(self) -> str | None:
+        """Where to go on after the event given last: for `tail(after=…)`; None before the first look."""
+        return None if self._seen is None else self._seen.token()
+
+    @property
+    def waiting(self) -> int:
+        """Events that were read and not yet taken."""
+        return len(self._found)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> AuditEvent:
+        while not self._found:
+            if self._closed:
+                raise StopAsyncIteration
+            await self._look()
+        event, self._seen = self._found.popleft()
+        return event
+
+    async def start(self) -> None:
+        """Settle from where on events are seen; else the first wait does."""
+        if self._line is None:
+            self._seen = self._line = Position(await self._read(_horizon))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End: whoever iterates is told so when the next event would come."""
+        self._closed = True
+        self._found.clear()
+
+    async def _look(self) -> None:
+        await self.start()
+        assert self._line is not None
+        bell, loop = await self._bell(), asyncio.get_running_loop()
+        rings = bell.rings
+        if not self._more:
+            await asyncio.sleep(max(0.0, self._next_look - loop.time()))
+        self._next_look = loop.time() + _REST
+        # Nothing changes before the answer is there: a wait that is cancelled loses nothing.
+        rows, horizon = await self._read(_step(self._filters, self._line))
+        events = await self._opened([query.event_of(row) for row in rows])
+        self._more = len(rows) == _BLOCK
+        for row, event in zip(rows, events, strict=True):
+            place = Position(row["recorded_tx"], row["occurred_at"], row["id"])
+            self._found.append((event, place))
+        self._line = self._found[-1][1] if self._more else Position(horizon)
+        if rows:
+            return
+        self._seen = self._line
+        # What rang may still be behind a transaction that is about to end: look again soon, then less often.
+        wait, quick = self._poll, self._quick_looks
+        if quick:
+            wait, self._quick_looks = min(wait, _REST * 2.0 ** (_QUICK_LOOKS - quick)), quick - 1
+        await bell.wait(rings, wait)
+        self._closed = self._closed or bell.closed
+        if bell.rings != rings:
+            self._quick_looks = _QUICK_LOOKS
 
 
 async def _horizon(connection: Connection) -> int:
     return int(await connection.fetchval(_HORIZON))
 
 
-def _step(filters: query.Filters, line: int, after: Place | None) -> Any:
-    async def work(connection: Connection) -> tuple[list[AuditEvent], int, Place | None]:
+def _step(filters: Filters, line: Position) -> Any:
+    async def work(connection: Connection) -> tuple[list[asyncpg.Record], int]:
         horizon = await _horizon(connection)
+        if horizon < line.transaction:
+            # What is stored from here on takes numbers again that were seen: it would be skipped.
+            raise TransactionsRewound(
+                f"the follower stood at transaction {line.transaction}, and the database is at {horizon}: a "
+                "standby answers that has not got everything, or it took over, or the database was restored "
+                "from a dump. If it does not catch up, follow anew without `after`, and query what was "
+                "stored since",
+                line.transaction,
+                horizon,
+            )
+        if horizon == line.transaction:
+            return [], horizon
         parts, values = filters.conditions()
-        values += [line, horizon, *(after or ())]
-        number = len(values) - (3 if after else 0)
-        parts += [f"recorded_tx >= ${number - 1}", f"recorded_tx < ${number}"]
-        if after is not None:
-            parts.append(f"(recorded_tx, occurred_at, id) > (${number + 1}, ${number + 2}, ${number + 3})")
+        values += [line.transaction, horizon, line.occurred_at, line.id]
+        tx, end, moment, identity = (f"${len(values) - 3 + n}" for n in range(4))
+        parts += [
+            f"recorded_tx >= {tx}",
+            f"recorded_tx < {end}",
+            f"(recorded_tx, occurred_at, id) > ({tx}, {moment}, {identity})",
+        ]
         rows = await connection.fetch(
             f"{query.SELECT}, recorded_tx FROM audit_events WHERE {' AND '.join(parts)} "
             f"ORDER BY recorded_tx, occurred_at, id LIMIT {_BLOCK}",
             *values,
         )
-        events = [query.event_of(row) for row in rows]
-        if len(rows) < _BLOCK:
-            return events, horizon, None
-        last = rows[-1]
-        return events, last["recorded_tx"], (last["recorded_tx"], last["occurred_at"], last["id"])
+        return rows, horizon
 
     return work
+
+
+def _check(plain: bytes) -> bytes:
+    return hashlib.blake2b(plain, digest_size=_CHECK_BYTES).digest()

@@ -1,79 +1,36 @@
-"""Group commit: the events of all waiting callers go in one COPY, each caller is released after its commit.
+"""Group commit: the events of all waiting callers are stored together, each is released after its commit.
 
-One writer belongs to one event loop.
-
-A batch closes when the one before it is done, when it is full, or when its oldest event has waited for some
-milliseconds (then a second lane takes it). The first try of a fresh batch is a COPY. Where the batch's fate
-is unknown, or a row may be there already, it goes as one `INSERT … SELECT FROM unnest(…) ON CONFLICT DO
-NOTHING` on (occurred_at, id) instead: one statement like a staging table's two, without the right to make
-one, and it waits for a first try that is still committing; so nothing is stored twice.
+One writer belongs to one event loop. A batch closes when the one before it is done, when it is full, or when
+its oldest event has waited for some milliseconds (then a second lane takes it). How a batch is stored is the
+lane's business.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-import time
-from collections import Counter, deque
-from contextlib import suppress
-from datetime import timedelta
+from collections import deque
 from typing import TYPE_CHECKING
+from uuid import UUID
 
-import asyncpg
-
-from dotmac.platform import _semconv
-from dotmac.platform.audit_trail.database import Database, backoff, is_transient, meaning
-from dotmac.platform.audit_trail.entry import COLUMNS, Row
+from dotmac.platform.audit_trail.batch import Batch, Item
+from dotmac.platform.audit_trail.lane import Lane
+from dotmac.platform.audit_trail.partitions import Targets
 from dotmac.platform.audit_trail.room import Room
-from dotmac.platform.errors import AuditUnavailable, EngineClosed, InvalidEvent
-from dotmac.platform.observability import metrics
-from dotmac.platform.observability.tracing import span
+from dotmac.platform.errors import AuditUnavailable, EngineClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-    Connection = asyncpg.Connection[asyncpg.Record]
-    _Store = Callable[[Connection, list["Item"]], Awaitable[set[object] | None]]
+    from dotmac.platform._native import AuditEntry
+    from dotmac.platform.audit_trail.database import Database
 
-__all__ = ["Item", "Writer"]
+__all__ = ["Writer"]
 
 MAX_BATCH_BYTES = 16 << 20
 MAX_PENDING_BYTES = 64 << 20
 LANES = 2
-_ROW_BYTES = 1_024  # a row without its metadata, roughly
-
-_TYPES = {"occurred_at": "timestamptz", "id": "uuid", "ip_address": "inet", "metadata": "jsonb"} | {
-    "anomaly_score": "float8",
-    "anomaly_reasons": "jsonb",
-}
-_INSERT = (
-    f"INSERT INTO audit_events ({', '.join(COLUMNS)}) SELECT * FROM unnest("  # noqa: S608 (constants and conditions of ours)
-    + ", ".join(f"${place}::{_TYPES.get(name, 'text')}[]" for place, name in enumerate(COLUMNS, 1))
-    + ") ON CONFLICT (occurred_at, id) DO NOTHING RETURNING id"
-)
-
-
-class Item:
-    """One event on its way.
-
-    Attributes: may_exist: the row may be stored already. fresh: if so, then by an earlier try of this call.
-        done: resolves to whether this call stored it. size: bytes, roughly.
-    """
-
-    __slots__ = ("deadline", "done", "fresh", "may_exist", "row", "size", "tried")
-
-    def __init__(self, row: Row, done: asyncio.Future[bool], deadline: float, *, may_exist: bool) -> None:
-        self.row = row
-        self.done = done
-        self.deadline = deadline
-        self.may_exist = may_exist
-        self.fresh = not may_exist
-        self.size = _ROW_BYTES + sys.getsizeof(row.metadata)
-        self.tried = False
-
-    def is_new(self, stored: set[object] | None) -> bool:
-        """Did this call store it? `stored`: the ids that the last try stored, None for all of them."""
-        return stored is None or self.fresh or self.row.id in stored
+# So many commits after which the counts of a writer are summed up.
+COMPACT_EVERY = 2_000
 
 
 class Writer:
@@ -82,9 +39,13 @@ class Writer:
     Args:
         database: where they go; its settings say how large a batch is, how long it waits, how many events
             may wait, and within how many seconds an event is durable or its caller has an error.
+
+    Attributes:
+        on_committed: called in the loop with the number of events after each commit; must not raise.
     """
 
     def __init__(self, database: Database) -> None:
+        self.on_committed: Callable[[int], None] | None = None
         self._database = database
         self._timeout = database.settings.timeout
         self._max_pending = database.settings.max_pending
@@ -94,295 +55,182 @@ class Writer:
         self._callers = 0
         self._loop = asyncio.get_running_loop()
         self._pending: deque[Item] = deque()
-        self._lanes: set[asyncio.Task[None] | None] = set()
-        self._idle: list[Connection] = []
-        self._months: set[tuple[int, int]] = set()
+        self._blocks: deque[tuple[list[Item], asyncio.Future[None]]] = deque()
+        targets = Targets()
+        self._idle = [Lane(database, targets, self._committed) for _ in range(LANES)]
+        self._lanes: dict[asyncio.Task[None], Lane] = {}
         self._second_lane: asyncio.TimerHandle | None = None
+        self._commits = 0
+        self._compacting: asyncio.Task[None] | None = None
         self._closed = False
-        self._ended = False
 
-    async def put(self, row: Row, *, may_exist: bool = False) -> bool:
+    async def put(self, entry: AuditEntry, *, own_id: bool = False) -> Item:
         """Store one event; returns after its commit.
 
-        Returns: False where the event was stored before under the same id.
+        Returns: its item: `answer` is False where it was stored before under the same id, and `entry` is
+            what was stored, whose id is another where that of `entry` was taken by another event.
         Raises: AuditUnavailable, SchemaOutdated, ServerRefused, InvalidEvent.
         """
-        deadline = self._begin()
-        try:
-            item = Item(row, self._loop.create_future(), deadline, may_exist=may_exist)
-            await self._admit(item)
-            return await item.done
-        finally:
-            self._callers -= 1
+        loop = self._loop
+        done = loop.create_future()
+        item = Item(entry, done, loop.time() + self._timeout, own_id)
+        if self._closed or not self._room.enter_now(entry.size):
+            await self._wait_for_room(item)
+        self._pending.append(item)
+        if not self._lanes:
+            self._open_lane()
+        elif self._second_lane is None:
+            self._think_of_second_lane()
+        item.answer = await done
+        return item
 
-    async def put_many(self, rows: Iterable[Row], *, may_exist: bool) -> list[bool]:
-        """Store a block of events, as `put` does each; the block shares one deadline."""
-        deadline = self._begin()
-        items: list[Item] = []
-        try:
-            for row in rows:
-                items.append(Item(row, self._loop.create_future(), deadline, may_exist=may_exist))
-                await self._admit(items[-1])
-            answers = await asyncio.gather(*(item.done for item in items), return_exceptions=True)
-        except BaseException:
-            for item in items:
-                item.done.cancel()  # nobody waits for them any more
-            raise
-        finally:
-            self._callers -= 1
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return [answer is True for answer in answers]
+    async def put_block(self, entries: Sequence[AuditEntry], *, own_ids: Sequence[bool] | bool) -> list[Item]:
+        """Store a block of events in one commit; as `put` for each.
 
-    def _begin(self) -> float:
+        Returns: the items, in the order of the entries.
+        """
+        if not entries:
+            return []
+        deadline = self._loop.time() + self._timeout
+        flags = [own_ids] * len(entries) if isinstance(own_ids, bool) else own_ids
+        items = [Item(entry, None, deadline, own) for entry, own in zip(entries, flags, strict=True)]
+        size = sum(entry.size for entry in entries)
+        await self._wait_for_room(items[0], size)
+        done = self._loop.create_future()
+        self._blocks.append((items, done))
+        try:
+            if len(self._lanes) < LANES:
+                self._open_lane()
+            # Shielded: what is on its way is not to suffer where the caller waits no more.
+            await asyncio.shield(done)
+        finally:
+            done.add_done_callback(lambda _: self._room.leave(size))
+        for item in items:
+            if isinstance(item.answer, BaseException):
+                raise item.answer
+        return items
+
+    async def _wait_for_room(self, item: Item, size: int | None = None) -> None:
         if self._closed:
             raise EngineClosed("the audit writer of this event loop was closed while an event was on its way")
         self._callers += 1
-        return self._loop.time() + self._timeout
-
-    async def _admit(self, item: Item) -> None:
-        if not self._room.enter_now(item.size):
-            try:
-                async with asyncio.timeout_at(item.deadline):
-                    await self._room.enter(item.size)
-            except TimeoutError:
-                raise AuditUnavailable(
-                    f"{self._max_pending} events wait for the audit database already, or "
-                    f"{MAX_PENDING_BYTES >> 20} MiB of them, and too few left within {self._timeout:g} s; "
-                    "this one was not stored",
-                    item.row.id,
-                ) from None
-        self._pending.append(item)
-        self._start_lane()
+        try:
+            async with asyncio.timeout_at(item.deadline):
+                await self._room.enter(item.entry.size if size is None else size)
+        except TimeoutError:
+            raise AuditUnavailable(
+                f"{self._max_pending} events wait for the audit database already, or "
+                f"{MAX_PENDING_BYTES >> 20} MiB of them, and too few left within {self._timeout:g} s; "
+                "this one was not stored",
+                UUID(int=item.entry.id),
+            ) from None
+        finally:
+            self._callers -= 1
 
     # --- lanes
 
-    def _start_lane(self) -> None:
-        if not self._lanes or (len(self._lanes) < LANES and len(self._pending) >= self._max_batch):
-            self._open_lane()
-        elif len(self._lanes) < LANES and self._second_lane is None:
-            self._second_lane = self._loop.call_later(self._max_wait, self._open_second_lane)
+    def _think_of_second_lane(self) -> None:
+        if len(self._lanes) < LANES:
+            if len(self._pending) >= self._max_batch:
+                self._open_lane()
+            else:
+                self._second_lane = self._loop.call_later(self._max_wait, self._open_second_lane)
 
     def _open_lane(self) -> None:
-        self._lanes.add(self._loop.create_task(self._run_lane(), name="dotmac-audit-writer"))
+        lane = self._idle.pop()
+        task = self._loop.create_task(self._run_lane(lane), name="dotmac-audit-writer")
+        self._lanes[task] = lane
 
     def _open_second_lane(self) -> None:
         self._second_lane = None
         if self._pending and len(self._lanes) < LANES:
             self._open_lane()
 
-    async def _run_lane(self) -> None:
+    async def _run_lane(self, lane: Lane) -> None:
         try:
             # One turn of the loop, so that callers that are ready now share the first batch.
             await asyncio.sleep(0)
-            while self._pending:
-                await self._run_batch(self._take())
+            while self._pending or self._blocks:
+                if self._pending:
+                    await self._run_batch(lane, *self._take())
+                if self._blocks:
+                    await self._run_block(lane, *self._blocks.popleft())
         finally:
             # Here, not in a callback: an event that comes next must see that nobody is at work.
-            self._lanes.discard(asyncio.current_task())
-            if self._pending and not self._lanes and not self._loop.is_closed():
+            task = asyncio.current_task()
+            if task is not None:
+                self._idle.append(self._lanes.pop(task))
+            if (self._pending or self._blocks) and not self._lanes and not self._loop.is_closed():
                 self._open_lane()  # this lane was cancelled; what waits is not to suffer
 
-    async def _run_batch(self, batch: list[Item]) -> None:
+    async def _run_batch(self, lane: Lane, items: list[Item], size: int) -> None:
         try:
-            await self._store(batch)
+            await self._store(lane, items)
         finally:
-            for item in batch:  # where the lane was cancelled in the middle: nobody may wait for ever
-                self._not_confirmed(item, "the event loop is being stopped")
-                self._room.leave(item.size)
+            self._room.leave(size, len(items))
 
-    def _take(self) -> list[Item]:
+    async def _run_block(self, lane: Lane, items: list[Item], done: asyncio.Future[None]) -> None:
+        try:
+            await self._store(lane, items)
+        finally:
+            if not done.done():
+                done.set_result(None)
+
+    async def _store(self, lane: Lane, items: list[Item]) -> None:
+        batch = Batch(items)
+        try:
+            await lane.store(batch)
+        except BaseException:
+            self._abandon(items, batch)
+            raise
+
+    def _abandon(self, items: list[Item], batch: Batch) -> None:
+        """The lane was cancelled in the middle: nobody may wait for ever."""
+        for item in items:
+            item.not_confirmed("the event loop is being stopped", self._timeout, sent=batch.sent)
+
+    def _take(self) -> tuple[list[Item], int]:
         batch: list[Item] = []
         size = 0
         while self._pending and len(batch) < self._max_batch and size < MAX_BATCH_BYTES:
             item = self._pending.popleft()
             batch.append(item)
-            size += item.size
-        return batch
+            size += item.entry.size
+        return batch, size
 
-    async def _store(self, batch: list[Item]) -> None:  # noqa: C901, PLR0912 (one branch per fate)
-        """Store the batch, or give each of its callers an error by its deadline."""
-        attempt = 0
-        partitions_looked_up = False
-        cause: BaseException | None = None
-        while batch := self._expire(batch, cause):
-            try:
-                async with asyncio.timeout_at(min(item.deadline for item in batch)):
-                    new = await self._commit(batch)
-            except asyncpg.UniqueViolationError:
-                for item in batch:
-                    item.may_exist = True
-                continue
-            except asyncpg.CheckViolationError as error:  # the month's partition was dropped meanwhile
-                if partitions_looked_up:
-                    self._fail(batch, meaning(error))
-                    return
-                self._months.clear()
-                partitions_looked_up = True
-                continue
-            except asyncpg.DataError as error:
-                await self._split(batch, error)
-                return
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-            ) as error:
-                if not is_transient(error):
-                    self._fail(batch, meaning(error))
-                    return
-                cause = error
-            except Exception as error:  # noqa: BLE001 (told to whom it concerns)
-                self._fail(batch, error)
-                return
-            else:
-                for item in batch:
-                    if not item.done.done():
-                        item.done.set_result(item.is_new(new))
-                return
-            for item in batch:
-                item.may_exist = item.may_exist or item.tried
-            pause = min(backoff(attempt), max(0.0, min(item.deadline for item in batch) - self._loop.time()))
-            attempt += 1
-            await asyncio.sleep(pause)
+    def _committed(self, events: int) -> None:
+        self._commits += 1
+        if self._commits % COMPACT_EVERY == 0 and self._compacting is None:
+            self._compacting = self._loop.create_task(self._compact(), name="dotmac-audit-compact")
+        if self.on_committed is not None:
+            self.on_committed(events)
 
-    async def _split(self, batch: list[Item], error: Exception) -> None:
-        """One of these rows is refused, although it was checked: find it, and store the others."""
-        if len(batch) == 1:
-            text = f"the database does not take the event: {error}"
-            self._fail(batch, InvalidEvent(text))
-            return
-        middle = len(batch) // 2
-        await self._store(batch[:middle])
-        await self._store(batch[middle:])
-
-    async def _commit(self, batch: list[Item]) -> set[object] | None:
-        """`_send`, measured."""
-        began = time.monotonic()
+    async def _compact(self) -> None:
         try:
-            with span(_semconv.SPAN_AUDIT_COMMIT, {_semconv.DB_SYSTEM: "postgresql"}):
-                new = await self._send(batch)
-        except BaseException as error:
-            failures = metrics.counter(_semconv.AUDIT_COMMIT_FAILURES)
-            failures.add(1, {_semconv.ERROR_TYPE: type(error).__qualname__})
-            raise
-        metrics.histogram(_semconv.AUDIT_COMMIT_DURATION).record(time.monotonic() - began)
-        metrics.histogram(_semconv.AUDIT_BATCH_SIZE).record(len(batch))
-        kinds = Counter((item.row.category, item.row.level) for item in batch if item.is_new(new))
-        for (category, level), count in kinds.items():
-            attributes = {_semconv.AUDIT_CATEGORY: category, _semconv.AUDIT_LEVEL: level}
-            metrics.counter(_semconv.AUDIT_EVENTS).add(count, attributes)
-        return new
-
-    async def _send(self, batch: list[Item]) -> set[object] | None:
-        """One try. Returns the ids that it stored, or None for all of them."""
-        connection = self._idle.pop() if self._idle else None
-        try:
-            if connection is None or connection.is_closed():
-                connection = await self._database.connect()
-            await self._ensure_partitions(connection, batch)
-            repeated = any(item.may_exist for item in batch)
-            for item in batch:
-                item.tried = True
-            store = self._insert if repeated else self._copy
-            if self._database.lazy_commits:
-                new = await self._durably(store, connection, batch)
-            else:
-                new = await store(connection, batch)
-        except BaseException as error:
-            if connection is not None:
-                # Where the server answered, the connection is sound, unless the answer was its farewell.
-                refused = isinstance(error, asyncpg.PostgresError) and not is_transient(error)
-                self._put_back(connection, sound=refused and not connection.is_in_transaction())
-            raise
-        self._put_back(connection, sound=True)
-        return new
-
-    @staticmethod
-    async def _insert(connection: Connection, batch: list[Item]) -> set[object]:
-        columns: Sequence[tuple[object, ...]] = list(zip(*(item.row for item in batch), strict=True))
-        return {record["id"] for record in await connection.fetch(_INSERT, *columns)}
-
-    @staticmethod
-    async def _copy(connection: Connection, batch: list[Item]) -> None:
-        rows = [item.row for item in batch]
-        await connection.copy_records_to_table("audit_events", records=rows, columns=COLUMNS)
-
-    @staticmethod
-    async def _durably(store: _Store, connection: Connection, batch: list[Item]) -> set[object] | None:
-        """Acknowledged means durable. Asked for per transaction: a pooler forgets a session's settings."""
-        transaction = connection.transaction()
-        await transaction.start()
-        await connection.execute("SET LOCAL synchronous_commit = on")
-        new = await store(connection, batch)
-        await transaction.commit()
-        return new
-
-    def _put_back(self, connection: Connection, *, sound: bool) -> None:
-        if sound and not connection.is_closed() and not self._ended:
-            self._idle.append(connection)
-        else:
-            connection.terminate()
-
-    async def _ensure_partitions(self, connection: Connection, batch: list[Item]) -> None:
-        wanted = {
-            (item.row.occurred_at.year, item.row.occurred_at.month): item.row.occurred_at for item in batch
-        }
-        for month, moment in wanted.items():
-            if month not in self._months:
-                # Next month's too, so that nobody waits at midnight; the bound is the function's own.
-                await connection.execute(
-                    "SELECT audit_ensure_partition(m) FROM unnest($1::timestamptz[]) AS m",
-                    [moment, moment + timedelta(days=31)],
-                )
-                self._months.add(month)
+            await self._database.compact()
+        finally:
+            self._compacting = None
 
     # --- ends
 
-    def _expire(self, batch: list[Item], cause: BaseException | None) -> list[Item]:
-        now = self._loop.time()
-        why = f"{type(cause).__name__}: {cause}" if cause is not None else "it is busy"
-        for item in batch:
-            if item.deadline <= now:
-                self._not_confirmed(item, why)
-        # A caller that gave up before anything was sent is not stored behind its back.
-        return [item for item in batch if not item.done.done()]
-
-    def _not_confirmed(self, item: Item, why: str) -> None:
-        if item.done.done():
-            return
-        fate = "may or may not have been stored" if item.tried else "was not stored"
-        text = (
-            f"the audit database did not confirm within {self._timeout:g} s ({why}); event {item.row.id} "
-            f"{fate}; logging it again with this id can't store it twice"
-        )
-        item.done.set_exception(AuditUnavailable(text, item.row.id))
-
-    @staticmethod
-    def _fail(batch: list[Item], error: Exception) -> None:
-        for item in batch:
-            if not item.done.done():
-                item.done.set_exception(error)
-
     async def aclose(self) -> None:
-        """Store what waits, then close; takes at most the timeout."""
+        """Store what waits, then close; takes at most twice the timeout."""
         self._closed = True
         if self._second_lane is not None:
             self._second_lane.cancel()
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(2 * self._timeout):
                 # Callers that wait for room were let in before the end: they are served too.
-                while self._callers or self._pending or self._lanes:
-                    if self._pending and not self._lanes:
+                while self._callers or self._pending or self._blocks or self._lanes:
+                    if (self._pending or self._blocks) and not self._lanes:
                         self._open_lane()
-                    lanes = [lane for lane in self._lanes if lane is not None]
-                    await (asyncio.wait(lanes) if lanes else asyncio.sleep(0))
-        self._ended = True
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            try:
-                await connection.close(timeout=1.0)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                connection.terminate()
+                    await (asyncio.wait(self._lanes) if self._lanes else asyncio.sleep(0))
+        except TimeoutError:
+            for task in self._lanes:
+                task.cancel()
+            if self._lanes:
+                await asyncio.wait(self._lanes)
+        if self._compacting is not None:
+            self._compacting.cancel()
+        for lane in self._idle:
+            await lane.aclose()

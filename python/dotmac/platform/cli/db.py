@@ -24,6 +24,9 @@ Url = Annotated[str | None, typer.Option("--url", help="Database; default: the c
 @app.command()
 def upgrade(
     url: Url = None,
+    tenants: Annotated[
+        bool, typer.Option("--tenants", help="Keep tenants apart by row-level security from now on.")
+    ] = False,
     sql: Annotated[
         bool, typer.Option("--sql", help="Print the SQL of all versions; change nothing.")
     ] = False,
@@ -33,12 +36,12 @@ def upgrade(
     from dotmac.platform.audit_trail import AuditAggregator, schema
 
     if sql:
-        typer.echo(schema.printable_sql())
+        typer.echo(schema.printable_sql(tenants=tenants))
         return
 
     async def work() -> SchemaStatus:
         async with AuditAggregator(url) as audit:
-            return await audit.migrate()
+            return await audit.migrate(tenants=tenants or None)
 
     found = asyncio.run(work())
     if as_json:

@@ -25,6 +25,7 @@ __all__ = ["doctor"]
 
 _TIMEOUT = 5.0
 _OLDEST_REDIS = (6, 2)
+_OLDEST_CLUSTER = (7, 0)
 _OLDEST_POSTGRES = 140_000
 # Leases follow the server's clock alone, so a skew harms no lock; it makes timestamps hard to compare.
 _SKEW_ALLOWED = 1.0
@@ -93,15 +94,17 @@ def _redis(config: PlatformConfig) -> Iterator[Check]:
         return
     try:
         with _client(target) as client:
-            client.ping()
-            info: dict[str, Any] = client.info()
+            # Of a cluster any one node is looked at.
+            at = {"target_nodes": client.get_random_node()} if target.cluster else {}
+            client.ping(**at)
+            info: dict[str, Any] = client.info(**at)
             before = time.time()
-            seconds, micros = client.time()
+            seconds, micros = client.time(**at)
             skew = seconds + micros / 1e6 - (before + time.time()) / 2
     except redis.AuthenticationError as error:
         yield Check("redis", "failed", f"{target}: {error}", "correct user and password in REDIS_URL")
         return
-    except (redis.RedisError, OSError) as error:
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
         yield Check("redis", "failed", f"{target}: {error}", "start the server, or correct REDIS_URL")
         return
     kind, found = (
@@ -111,8 +114,13 @@ def _redis(config: PlatformConfig) -> Iterator[Check]:
     )
     detail = f"{kind} {found} at {target}"
     compatible = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
-    if compatible < _OLDEST_REDIS:
-        yield Check("redis", "failed", detail, "use Redis 6.2 or later, or Valkey")
+    mode = info.get("server_mode") or info.get("redis_mode")  # as Valkey and as Redis call it
+    oldest = _OLDEST_CLUSTER if target.cluster else _OLDEST_REDIS
+    if compatible < oldest:
+        yield Check("redis", "failed", detail, f"use Redis {oldest[0]}.{oldest[1]} or later, or Valkey")
+    elif (mode == "cluster") != bool(target.cluster):
+        remedy = "name a cluster by redis+cluster://host1,host2, a server by itself by redis://host:port/db"
+        yield Check("redis", "failed", f"{detail} runs in mode {mode}", remedy)
     elif info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
         remedy = "set maxmemory-policy noeviction: an evicted key is a lost lock"
         yield Check("redis", "warning", f"{detail} evicts keys ({info['maxmemory_policy']})", remedy)
@@ -123,16 +131,31 @@ def _redis(config: PlatformConfig) -> Iterator[Check]:
 
 def _client(target: RedisTarget) -> Any:
     import redis
+    from redis.sentinel import Sentinel
 
+    options = _options(target) | ({} if target.cluster else {"db": target.db})
+    if target.kind == "unix":
+        return redis.Redis(unix_socket_path=target.path, **options)
+    if target.sentinels:
+        places = [(one.host, one.port) for one in target.sentinels]
+        # redis-py's class has no annotations
+        sentinels = Sentinel(places, sentinel_kwargs=_options(target.sentinels[0]))  # type: ignore[no-untyped-call]
+        return sentinels.master_for(target.service, **options)  # type: ignore[no-untyped-call]
+    if target.cluster:
+        node: Any = redis.cluster.ClusterNode  # redis-py's class has no annotations
+        nodes = [node(one.host, one.port) for one in target.cluster]
+        return redis.RedisCluster(startup_nodes=nodes, **options)
+    return redis.Redis(host=target.host, port=target.port, **options)
+
+
+def _options(target: RedisTarget) -> dict[str, Any]:
+    """Login, timeouts and TLS as redis-py names them."""
     common: dict[str, Any] = {
-        "db": target.db,
         "username": target.username,
         "password": target.password,
         "socket_timeout": target.request_timeout,
         "socket_connect_timeout": target.connect_timeout,
     }
-    if target.kind == "unix":
-        return redis.Redis(unix_socket_path=target.path, **common)
     if target.kind == "tls":
         common |= {
             "ssl": True,
@@ -142,7 +165,7 @@ def _client(target: RedisTarget) -> Any:
             "ssl_cert_reqs": "none" if target.tls_insecure else "required",
             "ssl_check_hostname": not target.tls_insecure and target.tls_server_name is None,
         }
-    return redis.Redis(host=target.host, port=target.port, **common)
+    return common
 
 
 async def _postgres(config: PlatformConfig) -> list[Check]:

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
-from dotmac.platform.errors import ConfigurationError, DotmacError, InvalidArgument
+from dotmac.platform.errors import ConfigurationError, DotmacError, InvalidArgument, InvalidCursor
 
 if TYPE_CHECKING:
     import typer
@@ -19,9 +19,9 @@ __all__ = ["build", "run"]
 
 # Command groups; each is a module of this package with a typer application named `app`.
 _GROUPS = {
-    "audit": "audit trail: query, import, tail",
+    "audit": "audit trail: query, count, tail, export, import, verify, report and more",
     "db": "tables of the audit trail: upgrade, status",
-    "locks": "locks: list",
+    "locks": "locks: list, show, graph, watch, force-release",
     "services": "registered services: list",
 }
 
@@ -38,7 +38,7 @@ def run() -> None:
 
     try:
         build()()
-    except (ConfigurationError, InvalidArgument) as error:
+    except (ConfigurationError, InvalidArgument, InvalidCursor) as error:
         show_error(error)
         sys.exit(2)
     except DotmacError as error:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
+    from concurrent.futures import Future
 
-__all__ = ["run"]
+__all__ = ["run", "submit"]
 
 T = TypeVar("T")
 
@@ -38,13 +39,18 @@ _background = _Background()
 os.register_at_fork(after_in_child=_background.in_child)
 
 
+def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Runs a coroutine on the background loop, without waiting for it."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _background.running_loop())
+
+
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine to its end on the background loop and returns its result.
 
     The loop lives as long as the process, so that pools and bridges that the coroutine made are still there
     for the next one. An interrupt of the waiting thread cancels the coroutine.
     """
-    future = asyncio.run_coroutine_threadsafe(coroutine, _background.running_loop())
+    future = submit(coroutine)
     try:
         return future.result()
     except BaseException:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from dotmac.platform.connection.urls import EMBEDDED, mask_url, parse_redis_url, postgres_dsn
+from dotmac.platform.connection.urls import EMBEDDED, MOST_PARTITIONS, mask_url, parse_redis_url, postgres_dsn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DatabaseConfig", "Namespace", "PostgresUrl", "RedisUrl", "Seconds", "Section"]
+__all__ = ["DatabaseConfig", "Namespace", "Partitions", "PostgresUrl", "RedisUrl", "Seconds", "Section"]
 
 _LONGEST_TIME = 366 * 86_400.0
 
@@ -35,6 +35,7 @@ def _postgres(url: str) -> str:
 RedisUrl = Annotated[str, AfterValidator(_redis)]
 PostgresUrl = Annotated[str, AfterValidator(_postgres)]
 Seconds = Annotated[float, Field(gt=0, le=_LONGEST_TIME, allow_inf_nan=False)]
+Partitions = Annotated[int, Field(ge=1, le=MOST_PARTITIONS)]
 Namespace = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 
 

@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import itertools
 import json
 import os
 import re
 import secrets
-import select
 import socket
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dotmac.platform import _native, _semconv
 from dotmac.platform.connection.embedded import aresolve_redis, resolve_redis
+from dotmac.platform.connection.sides import Holding, LoopSide, Report, ReportThread
 from dotmac.platform.connection.urls import DEFAULT_TIMEOUT, EMBEDDED, RedisTarget, mask_url, parse_redis_url
 from dotmac.platform.errors import (
     AuthenticationFailed,
+    ConfigurationError,
     EngineClosed,
     InvalidArgument,
     RequestTimeout,
@@ -40,72 +40,12 @@ from dotmac.platform.observability import metrics
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Link", "LoopSide", "failure"]
+__all__ = ["Link", "failure"]
 
+_link_numbers = itertools.count(1)
 _EXIT_LIMIT = 1.0
 _CLOSE_LIMIT = 5.0
 _NAMESPACE = re.compile(r"[!-9;-z|~]{1,128}")
-
-
-class Holding(Protocol):
-    """What a link has to know of what is held through it."""
-
-    def forfeit(self, reason: str) -> None: ...
-
-
-class LoopSide:
-    """One event loop's side of one engine: the bridge, and who is told when a lease is lost."""
-
-    __slots__ = ("bridge", "loop", "watchers")
-
-    def __init__(self, engine: _native.Engine, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.watchers: dict[int, Callable[[str], None]] = {}
-        self.bridge = _native.Bridge(engine, loop.create_future, loop.call_soon, self.watchers)
-        try:
-            loop.add_reader(self.bridge.fileno(), self.bridge.drain)
-        except NotImplementedError:
-            _ReaderThread(loop, self.bridge).start()
-
-    def detach(self) -> None:
-        """The engine is closed: what it said last is handed on, then the descriptor is let go of."""
-        with suppress(RuntimeError):  # a closed loop watches nothing any more
-            self.loop.call_soon_threadsafe(self._detach)
-
-    def _detach(self) -> None:
-        self.bridge.drain()
-        with suppress(NotImplementedError):
-            self.loop.remove_reader(self.bridge.fileno())
-
-
-class _ReaderThread(threading.Thread):
-    """For loops without `add_reader`: waits for the descriptor and wakes the loop once per batch."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, bridge: _native.Bridge) -> None:
-        super().__init__(name="dotmac-bridge", daemon=True)
-        self._loop, self._bridge = loop, bridge
-        self._drained = threading.Event()
-
-    def run(self) -> None:
-        poll = select.poll()
-        poll.register(self._bridge.fileno(), select.POLLIN)
-        while not self._loop.is_closed():
-            if not poll.poll(1000):
-                continue
-            self._drained.clear()
-            try:
-                self._loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # the loop was closed in between
-                return
-            # The loop may be closed after it has taken the call.
-            while not self._drained.wait(1.0) and not self._loop.is_closed():
-                pass
-
-    def _drain(self) -> None:
-        try:
-            self._bridge.drain()
-        finally:
-            self._drained.set()
 
 
 class _Shared:
@@ -116,41 +56,54 @@ class _Shared:
         self.key = key
         self.users = 0
         self.native = _native.Engine(
-            {
-                "path": target.path,
-                "host": target.host,
-                "port": target.port,
-                "db": target.db,
-                "username": target.username,
-                "password": target.password,
-                "tls": target.kind == "tls",
-                "tls_ca": target.tls_ca,
-                "tls_cert": target.tls_cert,
-                "tls_key": target.tls_key,
-                "tls_server_name": target.tls_server_name,
-                "tls_insecure": target.tls_insecure,
-                "connect_timeout": int(target.connect_timeout * 1e6),
-                "request_timeout": int(target.request_timeout * 1e6),
-            },
+            _described(target),
             namespace=namespace,
             session=secrets.token_hex(8),
             who=_who(),
             chance=secrets.randbits(64),
         )
+        # By number of the link: who wants to know of releases that failed while nobody waited for them.
+        self.reports: dict[int, Report] = {}
+        self._of_threads: ReportThread | None = None
+        # By number of the lease: what a thread holds and wants to be told of.
+        self.told: dict[int, Holding] = {}
         self._sides: dict[int, LoopSide] = {}
+        # Sides of closed loops under which something is still held.
+        self._left: list[LoopSide] = []
 
     def side(self, loop: asyncio.AbstractEventLoop) -> LoopSide:
         side = self._sides.get(id(loop))
         if side is None or side.loop is not loop:
             with _process.lock:
                 self.drop_closed_loops()
-                side = self._sides[id(loop)] = LoopSide(self.native, loop)
+                side = self._sides[id(loop)] = LoopSide(self.native, loop, self.reports)
         return side
 
     def drop_closed_loops(self) -> None:
         """Nobody is left in a closed loop: what it asked for is withdrawn, what it was granted given back."""
         for number in [n for n, s in self._sides.items() if s.loop.is_closed()]:
-            self._sides.pop(number).bridge.abandon()
+            side = self._sides.pop(number)
+            # Nobody can hold up a loop that is closed.
+            side.bridge.guard(0.0)
+            side.bridge.abandon()
+            self._left.append(side)
+        if self._left:
+            self._left = [side for side in self._left if side.holdings]
+
+    def held_by(self, link: Link) -> list[Holding]:
+        """What event loops hold through a link."""
+        sides = [*self._sides.values(), *self._left]
+        return [held for side in sides for held in list(side.holdings.values()) if held.link is link]
+
+    def of_threads(self) -> _native.Bridge:
+        """What tells threads of releases that failed while nobody waited for them."""
+        if self._of_threads is None:
+            with _process.lock:
+                if self._of_threads is None:
+                    thread = ReportThread(_native.Bridge(self.native, None, self.told, self.reports))
+                    thread.start()
+                    self._of_threads = thread
+        return self._of_threads.bridge
 
     def close(self, limit: float) -> None:
         """Ends the engine and lets go of every loop. Blocks for `limit` seconds at most."""
@@ -160,6 +113,9 @@ class _Shared:
             for side in self._sides.values():
                 side.detach()
             self._sides.clear()
+            if self._of_threads is not None:
+                self._of_threads.closed = True
+                self._of_threads.bridge.drain()
 
 
 class _Process:
@@ -170,7 +126,7 @@ class _Process:
         self.lock = threading.Lock()
         self.engines: dict[tuple[RedisTarget, str], _Shared] = {}
         self.of_parents: list[Any] = []
-        self.forgotten: deque[tuple[_Shared, int]] = deque()
+        self.forgotten: deque[tuple[_Shared, int, int]] = deque()
         self.before = {"heartbeats": 0, "late_heartbeats": 0, "reregistered": 0, "picks": 0}
         self.reported = False
 
@@ -200,15 +156,16 @@ class _Process:
                 self.before[what] += int(stats[what])
             return shared
 
-    def forget(self, shared: _Shared, generation: int) -> None:
+    def forget(self, shared: _Shared, generation: int, link: int) -> None:
         """A link was dropped without being closed. This runs wherever the collector happened to run, perhaps
         inside of a lock, so it is only noted here."""
-        self.forgotten.append((shared, generation))
+        self.forgotten.append((shared, generation, link))
 
     def tidy(self) -> None:
         """Does what `forget` has noted."""
         while self.forgotten:
-            shared, generation = self.forgotten.popleft()
+            shared, generation, link = self.forgotten.popleft()
+            shared.reports.pop(link, None)
             if generation == self.generation and (last := self.leave(shared)) is not None:
                 threading.Thread(target=last.close, args=(_CLOSE_LIMIT,), daemon=True).start()
 
@@ -228,11 +185,13 @@ class Link:
     """A service's way to its engine.
 
     Args:
-        redis_url: `redis://`, `rediss://`, `valkey://`, `valkeys://`, `unix://` or `embedded://`; or give
+        redis_url: `redis://`, `rediss://`, `valkey://`, `valkeys://`, `unix://`, `redis+sentinel://`,
+            `rediss+sentinel://`, `redis+cluster://`, `rediss+cluster://` or `embedded://`; or give
         target: a target that was read already (from a client).
         namespace: first part of every key, so that applications can share a server.
         request_timeout: seconds that an answer may take; the URL's own setting wins.
         connect_timeout: seconds to connect within; the URL's own setting wins.
+        partitions: how many a cluster has; the URL's own setting wins; None for the default.
 
     Raises: InvalidArgument: the URL or the namespace can't be used.
     """
@@ -245,6 +204,7 @@ class Link:
         namespace: str = "dotmac",
         request_timeout: float | None = None,
         connect_timeout: float | None = None,
+        partitions: int | None = None,
     ) -> None:
         if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
             raise InvalidArgument(
@@ -254,15 +214,22 @@ class Link:
             )
         self._namespace = namespace
         self._request_timeout, self._connect_timeout = request_timeout, connect_timeout
+        self._partitions = partitions
         self._url = redis_url
-        self._target = target
+        self._target = target if target is None else target.with_partitions(partitions)
         if target is None:
             if redis_url is None:
                 raise InvalidArgument("redis_url", None, "give redis_url or a client")
             if not (isinstance(redis_url, str) and redis_url.startswith(EMBEDDED)):
                 self._target = self._read(redis_url)
-        # What was acquired through this link, by number of the lease; forfeited when the link is closed.
-        self.holdings: dict[int, Holding] = {}
+        self.number = next(_link_numbers)
+        # Told of releases through this link that failed while nobody waited for them.
+        self.report: Report | None = None
+        # What threads hold through this link, by number of the lease.
+        self.of_threads: dict[int, Holding] = {}
+        # What may be acquired again by the same owner, by owner and name.
+        self.reentrant: dict[tuple[str | int, str], Any] = {}
+        self._side: LoopSide | None = None
         self._closed = False
         self._born = -1
         self._shared: _Shared | None = None
@@ -292,12 +259,41 @@ class Link:
 
     def ready_side(self) -> LoopSide | None:
         """The running loop's side, if nothing has to be waited for."""
+        loop = asyncio.get_running_loop()
+        side = self._side
+        if side is not None and side.loop is loop and self._born == _process.generation:
+            return side
         shared = self._shared
         if self._born != _process.generation or shared is None:
             if self._target is None:
                 return None
             shared = self._attach(resolve_redis)
-        return shared.side(asyncio.get_running_loop())
+        side = self._side = shared.side(loop)
+        return side
+
+    def tell_in_thread(self, number: int, held: Holding) -> None:
+        """What a thread holds is told of its loss, in a thread of the platform's."""
+        self.threads_side()
+        if self._shared is not None:
+            self._shared.told[number] = held
+
+    def tell_no_more(self, number: int) -> None:
+        """It is over."""
+        if self._shared is not None:
+            self._shared.told.pop(number, None)
+
+    def threads_side(self) -> _native.Bridge:
+        """Where threads release what they don't wait for."""
+        shared = self._shared
+        if self._born != _process.generation or shared is None:
+            shared = self._attach(resolve_redis)
+        return shared.of_threads()
+
+    @property
+    def held(self) -> list[Holding]:
+        """What is held through this link: forfeited when it is closed."""
+        of_loops = [] if self._shared is None else self._shared.held_by(self)
+        return [*self.of_threads.values(), *of_loops]
 
     async def side(self) -> LoopSide:
         """The running loop's side; an embedded server starts in a thread meanwhile."""
@@ -329,12 +325,8 @@ class Link:
     # ---- inside
 
     def _read(self, url: str) -> RedisTarget:
-        target = parse_redis_url(url)
-        if self._request_timeout is not None and target.request_timeout == DEFAULT_TIMEOUT:
-            target = replace(target, request_timeout=self._request_timeout)
-        if self._connect_timeout is not None and target.connect_timeout == DEFAULT_TIMEOUT:
-            target = replace(target, connect_timeout=self._connect_timeout)
-        return target
+        target = parse_redis_url(url).with_timeouts(self._connect_timeout, self._request_timeout)
+        return target.with_partitions(self._partitions)
 
     def _attach(self, resolve: Callable[[str], str]) -> _Shared:
         if self._closed:
@@ -351,9 +343,13 @@ class Link:
                 _process.report()
             shared.users += 1
             if self._shared is not None:
-                self.holdings = {}  # those were the parent's
-            self._shared, self._born = shared, _process.generation
-            self._forgotten = weakref.finalize(self, _process.forget, shared, _process.generation)
+                self.of_threads, self.reentrant = {}, {}  # those were the parent's
+            self._shared, self._born, self._side = shared, _process.generation, None
+            if self.report is not None:
+                shared.reports[self.number] = self.report
+            self._forgotten = weakref.finalize(
+                self, _process.forget, shared, _process.generation, self.number
+            )
             self._forgotten.atexit = False
             return shared
 
@@ -361,14 +357,16 @@ class Link:
         self._closed = True
         with _process.lock:
             shared = self._shared if self._born == _process.generation else None
-            self._shared = None
+            held = self.held if shared is not None else []
+            self._shared = self._side = None
         if shared is None:
             return None
+        shared.reports.pop(self.number, None)
         if self._forgotten is not None:
             self._forgotten.detach()
-        for holding in list(self.holdings.values()):
+        for holding in held:
             holding.forfeit("the service that it was acquired from was closed")
-        self.holdings.clear()
+        self.of_threads.clear()
         _process.tidy()
         return _process.leave(shared)
 
@@ -382,24 +380,50 @@ def failure(result: tuple[str, Any], what: str, link: Link) -> Exception:
         link: where.
     """
     kind, detail = result
-    if kind == "unavailable":
-        return ServerUnavailable(
-            f"{what}: no connection to the server ({detail}); check that it runs at {link.where}"
-        )
-    if kind == "no_answer":
-        return RequestTimeout(
-            f"{what}: no answer from {link.where} within {link.request_timeout:g} s (request_timeout)"
-        )
-    if kind == "denied":
-        return AuthenticationFailed(
-            f"{what}: the server refuses this client ({detail}); "
-            f"check user, password, database and ACL of {link.where}"
-        )
-    if kind == "refused":
-        return ServerRefused(f"{what}: the server at {link.where} answered: {detail}")
-    if kind == "closed":
-        return EngineClosed(f"{what}: the service was closed meanwhile")
-    return ServerRefused(f"{what}: unexpected result {result!r}")
+    where = link.where
+    errors: dict[str, tuple[type[Exception], str]] = {
+        "unavailable": (
+            ServerUnavailable,
+            f"no connection to the server ({detail}); check that it runs at {where}",
+        ),
+        "no_answer": (
+            RequestTimeout,
+            f"no answer from {where} within {link.request_timeout:g} s (request_timeout)",
+        ),
+        "denied": (
+            AuthenticationFailed,
+            f"the server refuses this client ({detail}); check user, password, database and ACL of {where}",
+        ),
+        "misconfigured": (ConfigurationError, f"{where} is not what it is said to be ({detail})"),
+        "refused": (ServerRefused, f"the server at {where} answered: {detail}"),
+        "closed": (EngineClosed, "the service was closed meanwhile"),
+    }
+    error, said = errors.get(kind, (ServerRefused, f"unexpected result {result!r}"))
+    return error(f"{what}: {said}")
+
+
+def _described(target: RedisTarget) -> dict[str, Any]:
+    """A target as the engine reads it; times in microseconds."""
+    return {
+        "path": target.path,
+        "host": target.host,
+        "port": target.port,
+        "db": target.db,
+        "username": target.username,
+        "password": target.password,
+        "tls": target.kind == "tls",
+        "tls_ca": target.tls_ca,
+        "tls_cert": target.tls_cert,
+        "tls_key": target.tls_key,
+        "tls_server_name": target.tls_server_name,
+        "tls_insecure": target.tls_insecure,
+        "connect_timeout": int(target.connect_timeout * 1e6),
+        "request_timeout": int(target.request_timeout * 1e6),
+        "service": target.service,
+        "sentinels": [_described(sentinel) for sentinel in target.sentinels],
+        "cluster": [_described(node) for node in target.cluster],
+        "partitions": target.partitions or 1,
+    }
 
 
 def _who() -> str:

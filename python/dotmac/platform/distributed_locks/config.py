@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from dotmac.platform.connection.config import Namespace, RedisUrl, Seconds, Section
+from dotmac.platform.connection.config import Namespace, Partitions, RedisUrl, Seconds, Section
 
 __all__ = ["DistributedLockConfig"]
 
@@ -21,9 +21,15 @@ class DistributedLockConfig(Section):
         auto_renewal_enabled: keep leases alive while their process lives.
         deadlock_detection_enabled: refuse to wait where that would close a cycle.
         on_lost: what becomes of the body of a lost lock: it is cancelled (`cancel`) or only told (`flag`).
+        release: what leaving a lock waits for: the server's answer (`confirmed`) or nothing (`pipelined`).
         namespace: first part of every key on the server.
         connect_timeout: seconds to connect.
         request_timeout: seconds for the server's answer to one request.
+        partitions: how many a cluster's locks are spread over; None for 64, or what the address says.
+        deadlock_victim: whose wait ends where one would close a cycle.
+        wait_replicas: how many replicas have to know of a grant before it counts.
+        max_loop_stall: seconds for which a holder's event loop may stand still before what its process holds
+            is given up; None: it is kept.
     """
 
     redis_url: RedisUrl | None = None
@@ -32,6 +38,11 @@ class DistributedLockConfig(Section):
     auto_renewal_enabled: bool = True
     deadlock_detection_enabled: bool = True
     on_lost: Literal["cancel", "flag"] = "cancel"
+    release: Literal["confirmed", "pipelined"] = "confirmed"
     namespace: Namespace = "dotmac"
     connect_timeout: Seconds = 5.0
     request_timeout: Seconds = 5.0
+    partitions: Partitions | None = None
+    deadlock_victim: Literal["youngest", "lowest_priority", "fewest_locks", "self"] = "youngest"
+    wait_replicas: int = Field(default=0, ge=0)
+    max_loop_stall: Seconds | None = None

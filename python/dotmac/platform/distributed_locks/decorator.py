@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import string
 import sys
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 from dotmac.platform.connection import background
+from dotmac.platform.distributed_locks.generators import asynchronous_generator, generator
+from dotmac.platform.distributed_locks.naming import check_template, name_of_call
 from dotmac.platform.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from dotmac.platform.distributed_locks.generators import LockOf
     from dotmac.platform.distributed_locks.lock import DistributedLock
+    from dotmac.platform.distributed_locks.quorum import QuorumLock
 
-__all__ = ["Decorator", "locked"]
+__all__ = ["Decorator", "called_by_celery", "locked"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_formatter = string.Formatter()
 
 
 class Decorator(Protocol):
@@ -30,34 +32,66 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Callable[P, R]: ...
 
 
-def locked(template: str, make: Callable[[str], DistributedLock]) -> Decorator:
-    """A decorator that holds `make(name)` around each call, `name` being the filled template."""
+def locked(
+    template: str | Callable[..., str], make: Callable[[str], DistributedLock | QuorumLock]
+) -> Decorator:
+    """A decorator that holds `make(name)` around each call, `name` being what the template makes of it."""
+    template = check_template(template)
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         if isinstance(function, classmethod | staticmethod):
             return cast("Callable[P, R]", type(function)(decorate(function.__func__)))
-        if (
-            not callable(function)
-            or inspect.isgeneratorfunction(function)
-            or inspect.isasyncgenfunction(function)
-        ):
+        if not callable(function):
+            raise InvalidArgument("with_lock", function, "it must be something to call")
+        name_of = name_of_call(template, function)
+
+        def lock_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> DistributedLock | QuorumLock:
+            return make(name_of(args, kwargs))
+
+        for kind, wrap in _KINDS:
+            if kind(function) or kind(type(function).__call__):
+                return cast("Callable[P, R]", wrap(function, lock_of))
+        return _synchronous(function, lock_of)
+
+    return decorate
+
+
+def _synchronous(function: Callable[P, R], lock_of: LockOf) -> Callable[P, R]:
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with lock_of(args, kwargs):
+            result = function(*args, **kwargs)
+        if inspect.iscoroutine(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+            # From a decorator below that does not say what it wraps. Nothing of the body has run yet.
+            if not inspect.isasyncgen(result):
+                result.close()
             raise InvalidArgument(
                 "with_lock",
                 getattr(function, "__qualname__", function),
-                "it must be a function or a coroutine function, not a generator",
+                f"it returned a {type(result).__name__}, which would run without the lock; "
+                "put with_lock right above the function itself",
             )
-        name_of = _binder(template, function)
-        if _is_asynchronous(function) or _is_asynchronous(type(function).__call__):
-            return cast("Callable[P, R]", _asynchronous(cast("Any", function), name_of, make))
+        return result
 
-        @functools.wraps(function)
-        def synchronous(*args: P.args, **kwargs: P.kwargs) -> R:
-            with make(name_of(args, kwargs)):
-                return function(*args, **kwargs)
+    return call
 
-        return synchronous
 
-    return decorate
+def _asynchronous(function: Callable[..., Coroutine[Any, Any, R]], lock_of: LockOf) -> Callable[..., Any]:
+    async def holding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        async with lock_of(args, kwargs):
+            return await function(*args, **kwargs)
+
+    # A plain function that is marked as a coroutine function: a Celery worker calls it and takes what it
+    # returns for the result, so that the coroutine has to be run to its end here.
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        coroutine = holding(args, kwargs)
+        return background.run(coroutine) if called_by_celery() else coroutine
+
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(call)
+    call._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001 - 3.11 has no other mark
+    return call
 
 
 def _is_asynchronous(function: Callable[..., Any]) -> bool:
@@ -67,29 +101,7 @@ def _is_asynchronous(function: Callable[..., Any]) -> bool:
     )
 
 
-def _asynchronous(
-    function: Callable[..., Coroutine[Any, Any, R]],
-    name_of: Callable[[tuple[Any, ...], dict[str, Any]], str],
-    make: Callable[[str], DistributedLock],
-) -> Callable[..., Any]:
-    async def holding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
-        async with make(name_of(args, kwargs)):
-            return await function(*args, **kwargs)
-
-    # A plain function that is marked as a coroutine function: a Celery worker calls it and takes what it
-    # returns for the result, so that the coroutine has to be run to its end here.
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        coroutine = holding(args, kwargs)
-        return background.run(coroutine) if _called_by_celery() else coroutine
-
-    if sys.version_info >= (3, 12):
-        return inspect.markcoroutinefunction(call)
-    call._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # noqa: SLF001 - 3.11 has no other mark
-    return call
-
-
-def _called_by_celery() -> bool:
+def called_by_celery() -> bool:
     """True inside a Celery task, executed by a worker, in a thread where no event loop runs."""
     state = sys.modules.get("celery._state")
     if state is None:
@@ -104,50 +116,9 @@ def _called_by_celery() -> bool:
     return False
 
 
-def _binder(template: str, function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], str]:
-    """How to fill the template from a call's arguments; refuses one that can't be filled."""
-    where = getattr(function, "__qualname__", repr(function))
-    try:
-        fields = _fields(template)
-    except ValueError as error:
-        raise InvalidArgument("template", template, f"write it like 'user:{{user_id}}' ({error})") from None
-    if not fields:
-        name = template.format()
-        return lambda _args, _kwargs: name
-    signature = inspect.signature(function)
-    for field in fields:
-        first = _root(field)
-        if first not in signature.parameters:
-            known = ", ".join(signature.parameters) or "none"
-            raise InvalidArgument(
-                "template", template, f"{{{field}}} is no parameter of {where}; it has: {known}"
-            )
-
-    def name_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        try:
-            return _formatter.vformat(template, (), bound.arguments)
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise InvalidArgument(
-                "template", template, f"it can't be filled from this call of {where}: {error!r}"
-            ) from error
-
-    return name_of
-
-
-def _fields(template: str) -> list[str]:
-    found = []
-    for _, field, spec, conversion in _formatter.parse(template):
-        if field is not None:
-            found += [field, *_fields(spec or "")]
-            if conversion not in (None, "r", "s", "a"):
-                raise ValueError(f"unknown conversion {conversion!r}")
-    return found
-
-
-def _root(field: str) -> str:
-    for at, letter in enumerate(field):
-        if letter in ".[":
-            return field[:at]
-    return field
+# What a function is, and how the lock goes around it.
+_KINDS: tuple[tuple[Callable[..., bool], Callable[..., Callable[..., Any]]], ...] = (
+    (_is_asynchronous, _asynchronous),
+    (inspect.isgeneratorfunction, generator),
+    (inspect.isasyncgenfunction, asynchronous_generator),
+)

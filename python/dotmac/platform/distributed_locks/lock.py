@@ -3,50 +3,56 @@
 The lease itself lives in the engine, which renews it whatever this interpreter does. A lock object holds no
 connection and no loop: it may be made at import time and used from several loops and threads, each of which
 is a holder or a waiter of its own.
+
+The file is long because the asynchronous and the synchronous form of each step stand beside one another:
+what one of them does, the other has to do as well.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import threading
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, Self
+from asyncio import get_running_loop
+from collections.abc import Coroutine
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from dotmac.platform import _semconv
+from dotmac.platform._native import Answer, Asking, Engine
 from dotmac.platform.connection.clients import target_from_client
-from dotmac.platform.connection.engine import Link, LoopSide, failure
+from dotmac.platform.connection.engine import Link, failure
 from dotmac.platform.distributed_locks.arguments import (
     check_name,
     check_on_lost,
+    check_owner,
     check_patience,
+    check_priority,
+    check_release,
     check_timeout,
 )
-from dotmac.platform.distributed_locks.holding import Holding, LostSignal, current_task
-from dotmac.platform.errors import (
-    DeadlockDetected,
-    ForkedHandle,
-    InvalidArgument,
-    LockLost,
-    LockNotOwned,
-    LockTimeout,
-    ServerUnavailable,
-)
-from dotmac.platform.observability import metrics, tracing
-from dotmac.platform.observability.unified_logging import get_logger
+from dotmac.platform.distributed_locks.callers import asker, here
+from dotmac.platform.distributed_locks.holding import Holding, LostSignal, current_task, task_in
+from dotmac.platform.distributed_locks.refusals import refusal
+from dotmac.platform.distributed_locks.replication import confirmed, confirmed_sync
+from dotmac.platform.distributed_locks.scopes import Scope, Scoped
+from dotmac.platform.distributed_locks.terms import Terms
+from dotmac.platform.distributed_locks.transfer import offer_token
+from dotmac.platform.errors import ForkedHandle, InvalidArgument, LockTimeout, ReplicasMissing
+from dotmac.platform.observability import tracing
+from dotmac.platform.observability.wanted import wanted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
-__all__ = ["DistributedLock", "LostSignal"]
+    from dotmac.platform.connection.sides import LoopSide
 
-_log = get_logger(__name__)
-_thread = threading.local()
-_thread_numbers = itertools.count(1)
+__all__ = ["DistributedLock", "LostSignal", "refuse_in_loop"]
+
+T = TypeVar("T")
 
 
-class DistributedLock:
+class DistributedLock(Scoped[Holding]):
     """A lock on one name, for `async with`, `with`, or by hand.
 
     Args:
@@ -60,24 +66,17 @@ class DistributedLock:
         owner: a token that names the owner instead of the task or thread that acquires.
         namespace: first part of the server's keys; locks of different namespaces never meet.
         detect_deadlocks: refuse a wait that would close a cycle.
+        reentrant: the same task, thread or owner may acquire it again while it holds it, and gives it back
+            with the last release. Without it that is a deadlock, and reported as one at once.
+        priority: higher ones are served first, -4,999 to 4,999; those of one priority in their order.
+        max_hold: seconds after which the lease ends, renewed or not, and the holder is told; None: never.
+        release: "confirmed" waits on leaving until the server has answered; "pipelined" returns when the
+            release is on its way, which the engine then repeats until it is answered.
 
     Raises: InvalidArgument: an argument is out of its range. UnreadableClient: the client can't be read.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_by_hand",
-        "_detect",
-        "_fixed",
-        "_grants",
-        "_held",
-        "_link",
-        "_on_lost",
-        "_owner",
-        "_patience",
-        "name",
-        "timeout",
-    )
+    __slots__ = ("__weakref__", "_terms")
 
     def __init__(
         self,
@@ -91,61 +90,46 @@ class DistributedLock:
         owner: str | None = None,
         namespace: str = "dotmac",
         detect_deadlocks: bool = True,
+        reentrant: bool = False,
+        priority: int = 0,
+        max_hold: float | None = None,
+        release: Literal["confirmed", "pipelined"] = "confirmed",
     ) -> None:
         if isinstance(redis_client, str):
             link = Link(redis_client, namespace=namespace)
         else:
             link = Link(target=target_from_client(redis_client), namespace=namespace)
-        self._become(
+        terms = Terms(
             link,
-            check_name(name),
             check_timeout(10.0 if timeout is None else timeout),
             check_patience(blocking_timeout),
             not auto_renewal,
             check_on_lost(on_lost),
-            None if owner is None else check_name(owner, "owner"),
             detect_deadlocks,
+            check_release(release),
+            priority=check_priority(priority),
+            max_hold=None if max_hold is None else check_timeout(max_hold, "max_hold"),
+            reentrant=reentrant,
         )
+        self._become(check_name(name), None if owner is None else check_owner(owner), terms)
 
-    @classmethod
-    def _checked(
-        cls,
-        link: Link,
-        name: str,
-        timeout: float,
-        patience: float | None,
-        *,
-        fixed: bool,
-        on_lost: Literal["cancel", "flag"],
-        owner: str | None,
-        detect: bool,
-    ) -> Self:
-        """For the manager, which has checked the arguments: this is on the path of every acquisition."""
-        lock = cls.__new__(cls)
-        lock._become(link, name, timeout, patience, fixed, on_lost, owner, detect)  # noqa: SLF001 - a second constructor
-        return lock
-
-    def _become(
-        self,
-        link: Link,
-        name: str,
-        timeout: float,
-        patience: float | None,
-        fixed: bool,
-        on_lost: Literal["cancel", "flag"],
-        owner: str | None,
-        detect: bool,
-    ) -> None:
-        self._link, self.name, self.timeout, self._patience = link, name, timeout, patience
-        self._fixed, self._on_lost, self._owner, self._detect = fixed, on_lost, owner, detect
-        self._held: dict[str | int, Holding] = {}
-        # Scopes whose context is still open while its lock was given back by hand.
-        self._by_hand: set[str | int] = set()
-        self._grants = 0
+    def _become(self, name: str, owner: str | None, terms: Terms) -> None:
+        self._begin(name, owner)
+        self._terms = terms
 
     def __del__(self) -> None:
         # Nobody can give it back any more, and the engine would renew it for as long as the process lives.
-        for held in list(getattr(self, "_held", {}).values()):
+        try:
+            if not self._held:
+                return
+        except AttributeError:  # its arguments were refused
+            return
+        for held in list(self._held.values()):
+            if held.entries:
+                # Others may have been entered with the same holding.
+                held.entries = [entry for entry in held.entries if entry != id(self)]
+                if held.entries:
+                    continue
             if held.forgotten():
                 warnings.warn(
                     f"lock {self.name!r} was dropped while it was held",
@@ -164,11 +148,16 @@ class DistributedLock:
     # ---- what is known of it
 
     @property
+    def timeout(self) -> float:
+        """Length of the lease, seconds."""
+        return self._terms.timeout
+
+    @property
     def held(self) -> bool:
         """True while this task or thread holds it, itself or by a task that it awaited, and the lease has not
         run out, judged now. What other tasks hold through the same object does not count."""
         held = self._mine()
-        return held is not None and held.lease.held
+        return held is not None and held.held
 
     @property
     def fencing_token(self) -> int:
@@ -203,8 +192,12 @@ class DistributedLock:
             DeadlockDetected: waiting would have closed a cycle; also when this task holds it already.
             ServerUnavailable, RequestTimeout, AuthenticationFailed, ServerRefused: the server's side failed.
         """
+        patience = self._wait_for(blocking, blocking_timeout)
+        side = await self._terms.link.side()
         try:
-            await self._acquire(self._wait_for(blocking, blocking_timeout))
+            with tracing.span(_semconv.SPAN_LOCK_ACQUIRE) as span:
+                held = await self._hold(side, patience)
+                span.set_attributes(held.told())
         except LockTimeout:
             return False
         return True
@@ -218,9 +211,10 @@ class DistributedLock:
         Raises: LockLost: the lease had ended before. LockNotOwned: it is not held.
             ServerUnavailable: the server could not confirm it in time.
         """
+        if self._terms.reentrant and self._leave_inner(None):
+            return
         held = self._take()
-        side = await self._link.side()
-        self._released(held, await side.bridge.release(held.lease))
+        await self._leave_slowly(held, None)
 
     async def extend(self, timeout: float | None = None) -> None:
         """Sets the length of the lease anew, from now on.
@@ -230,46 +224,43 @@ class DistributedLock:
         """
         length = self.timeout if timeout is None else check_timeout(timeout)
         held = self._valid(self._handle())
-        side = await self._link.side()
+        side = await self._terms.link.side()
         self._extended(held, await side.bridge.extend(held.lease, int(length * 1e6)))
 
-    async def __aenter__(self) -> Self:
-        task = asyncio.current_task()
-        held = await self._acquire(self._patience)
-        held.task, held.on_lost = task, self._on_lost
-        held.cancelling = 0 if task is None else task.cancelling()
-        held.entered = True
-        if held.loss() is not None:
-            # Lost between the grant and here.
-            self._take()
-            raise self._lost_error(held)
-        return self
+    # Not coroutines, but functions that return what is to be awaited: a coroutine for each would be a good
+    # part of what a lock costs.
+    def __aenter__(self) -> Coroutine[Any, Any, Self]:
+        terms = self._terms
+        side = terms.link.ready_side()
+        if side is None or not terms.plain or wanted():
+            return self._enter_slowly()
+        return self._ask(side, terms.patience, DistributedLock._entered)
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        held = self._leave()
+    ) -> Coroutine[Any, Any, None]:
+        loop = get_running_loop()
+        if self._terms.reentrant and self._leave_inner(error):
+            return _NOTHING
+        held = self._held.pop(id(task_in(loop)), None)
         if held is None:
-            return
-        task, held.task = held.task, None
-        held.settle()
-        if held.cancelled and task is not None and task is asyncio.current_task():
-            ours = task.uncancel() <= held.cancelling
-            if ours and isinstance(error, asyncio.CancelledError):
-                raise self._lost_error(held) from error
-        if self._was_lost(held, error):
-            return
+            held = self._leave()
+        if held is None or held.leave(error):
+            return _NOTHING
         side = held.side
-        if side is None or side.loop is not asyncio.get_running_loop():
-            side = await self._link.side()
-        self._released(held, await side.bridge.release(held.lease), error)
+        if side is None or side.loop is not loop:
+            return self._leave_slowly(held, error)
+        if self._terms.pipelined:
+            side.bridge.release_soon(held.lease, held.link.number)
+            return _NOTHING
+        return side.bridge.release(held.lease, Holding.given_back, held, error)
 
     async def aclose(self) -> None:
         """Leaves the server, for a lock that was made from a client or a URL; what it holds is given back.
 
         A lock of a manager shares the manager's way to the server and closes that.
         """
-        await self._link.aclose()
+        await self._terms.link.aclose()
 
     # ---- synchronous
 
@@ -283,29 +274,52 @@ class DistributedLock:
 
     def release_sync(self) -> None:
         """`release` for threads without an event loop."""
-        held = self._take()
-        self._released(held, self._link.engine().release(held.lease))
+        if not (self._terms.reentrant and self._leave_inner(None)):
+            self._give_back_sync(self._take(), None)
 
     def extend_sync(self, timeout: float | None = None) -> None:
         """`extend` for threads without an event loop."""
         length = self.timeout if timeout is None else check_timeout(timeout)
         held = self._valid(self._handle())
-        self._extended(held, self._link.engine().extend(held.lease, int(length * 1e6)))
+        self._extended(held, self._terms.link.engine().extend(held.lease, int(length * 1e6)))
 
     def __enter__(self) -> Self:
-        _refuse_in_loop(self.name)
-        self._acquire_sync(self._patience).entered = True
+        refuse_in_loop(self.name)
+        held = self._acquire_sync(self._terms.patience)
+        if not held.entered:
+            held.enter(self._terms.on_lost)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        held = self._leave()
-        if held is None:
+        if self._terms.reentrant and self._leave_inner(error):
             return
-        held.settle()
-        if not self._was_lost(held, error):
-            self._released(held, self._link.engine().release(held.lease), error)
+        held = self._leave()
+        if held is not None and not held.leave(error):
+            self._give_back_sync(held, error)
+
+    # ---- from process to process
+
+    async def offer(self, within: float = 30.0) -> str:
+        """Gives the lock up to whoever takes it over with the token, in this process or another: see
+        `DistributedLockManager.adopt`. From here on it is not held here; nobody gets in between.
+
+        Args: within: seconds for which the offer stands; then the lock goes to those who wait.
+        Returns: the token.
+        Raises: LockLost: it had ended. LockNotOwned: it is not held. ServerUnavailable: no answer in time;
+            the engine repeats the offer until it is answered.
+        """
+        length = check_timeout(within, "within")
+        held = self._take()
+        side = await self._terms.link.side()
+        return self._offered(held, await side.bridge.offer(held.lease, length))
+
+    def offer_sync(self, within: float = 30.0) -> str:
+        """`offer` for threads without an event loop."""
+        length = check_timeout(within, "within")
+        held = self._take()
+        return self._offered(held, self._terms.link.engine().offer(held.lease, length))
 
     # ---- inside
 
@@ -316,197 +330,262 @@ class DistributedLock:
                     "blocking_timeout", blocking_timeout, "leave it out when blocking is False"
                 )
             return 0.0
-        return self._patience if blocking_timeout is None else check_patience(blocking_timeout)
+        return self._terms.patience if blocking_timeout is None else check_patience(blocking_timeout)
 
-    def _scope(self) -> str | int:
-        """Who is asking: a task, a thread, or the token that was given."""
-        if self._owner is not None:
-            return f"={self._owner}"
-        task = current_task()
-        if task is not None:
-            return id(task)
-        number: int | None = getattr(_thread, "number", None)
-        if number is None:
-            number = _thread.number = next(_thread_numbers)
-        return f"t{number}"
-
-    def _mine(self) -> Holding | None:
-        """What this task, thread or token holds, or what a task that has ended acquired for it."""
-        held = self._held.get(self._scope())
-        if held is None and len(self._held) == 1:
-            only = next(iter(self._held.values()))
-            if only.holder is not None and only.holder.done():
-                # asyncio.wait_for and gather acquire in tasks of their own.
-                return only
-        return held
-
-    def _seen(self) -> Holding | None:
-        """The same; for tasks that a holder has started, also the only holding that this object ever had.
-
-        Once it has had several, what another task holds now may not be what this one was started under.
-        """
-        held = self._mine()
-        if held is None and self._grants == 1 and self._held:
-            held = next(iter(self._held.values()))
-        return held
-
-    def _handle(self) -> Holding | None:
-        """What `release` and `extend` are about: as with a file, whoever has the object may close it."""
-        held = self._mine()
-        if held is None and len(self._held) == 1:
-            held = next(iter(self._held.values()))
-        return held
-
-    def _valid(self, held: Holding | None) -> Holding:
-        if held is None:
-            raise self._not_owned()
-        if not held.lease.held:
-            raise self._lost_error(held)
-        return held
-
-    def _take(self) -> Holding:
-        held = self._handle()
-        if held is None:
-            raise self._not_owned()
-        for scope in [scope for scope, known in self._held.items() if known is held]:
-            del self._held[scope]
-            if held.entered:
-                self._by_hand.add(scope)
-        held.settle()
-        return held
-
-    def _leave(self) -> Holding | None:
-        """The holding whose context ends here; None if it was given back by hand before."""
-        scope = self._scope()
-        held = self._held.pop(scope, None)
-        if held is None and scope in self._by_hand:
-            self._by_hand.remove(scope)
-        elif held is None:
-            # Entered in another task or thread, as fixtures and dependencies are.
-            for other, known in list(self._held.items()):
-                if known.entered:
-                    return self._held.pop(other)
-        return held
-
-    def _not_owned(self) -> LockNotOwned:
-        return LockNotOwned(
-            f"lock {self.name!r} is not held by this task or thread"
-            + ("; to use it across them, give both the same owner=" if self._held else "")
+    def _ask(
+        self,
+        side: LoopSide,
+        patience: float | None,
+        told: Callable[[Self, Any, Holding], T],
+        *,
+        timed: bool = False,
+        asking: Asking | None = None,
+    ) -> Answer[T]:
+        """Asks for the lock in this loop: what is to be awaited, once, in the task that asks."""
+        terms = self._terms
+        task = task_in(side.loop)
+        scope: Scope = self._scope() if task is None or self._owner is not None else id(task)
+        if self._grants:
+            self._end_lost(scope)
+        held = Holding(self.name, terms.link, side, task, scope)
+        if timed:
+            held.timed = True
+        owner = scope if terms.detect else _nobody_elses(scope)
+        if asking is None:
+            asking = terms.asked(numbered=True) if timed else terms.asking
+        answer = side.bridge.acquire(
+            self.name, owner, terms.timeout, terms.fixed, patience, here(2), asking, told, self, held
         )
+        if task is not None:
+            held.asker = one = asker(task)
+            # One that gives up by itself does not hold up those who await it for ever.
+            if one.before is not None and patience is None and terms.detect:
+                one.asks(side, answer)
+        return answer
 
-    def _lost_error(self, held: Holding) -> LockLost:
-        return LockLost(f"lock {self.name!r} (fencing token {held.lease.fence}) was lost: {held.loss()}")
+    async def _take_over(self, fence: int) -> None:
+        """Holds it under the fence under which it was offered."""
+        side = await self._terms.link.side()
+        asking = self._terms.asked(offered=fence)
+        await self._ask(side, 0.0, DistributedLock._granted, timed=wanted(), asking=asking)
+        await self._secure(side, self._held[self._scope()])
 
-    def _before(self, patience: float | None) -> tuple[str | int, tuple[str, int, bool, bool, int | None]]:
-        scope = self._scope()
-        self._by_hand.discard(scope)
-        before = self._held.get(scope)
-        if before is not None and before.loss() is not None:
-            # A holding that was lost and never given back ends when the lock is asked for again.
-            del self._held[scope]
-            before.settle()
-        owner = f"{scope:x}" if type(scope) is int else str(scope)
-        if not self._detect:
-            # An owner that is nobody else's is in no cycle.
-            owner = f"{owner}#{time.monotonic_ns():x}"
-        waits = patience is None or patience > 0
-        limit = int(patience * 1e6) if patience and waits else None
-        return scope, (owner, int(self.timeout * 1e6), self._fixed, waits, limit)
+    def _take_over_sync(self, fence: int) -> None:
+        """The same without an event loop."""
+        engine = self._terms.link.engine()
+        asking = self._terms.asked(offered=fence)
+        self._secure_sync(self._ask_sync(engine, 0.0, timed=False, asking=asking))
 
-    async def _acquire(self, patience: float | None) -> Holding:
-        side = self._link.ready_side()
-        if side is None:
-            side = await self._link.side()
-        scope, ask = self._before(patience)
-        started = time.perf_counter()
-        with tracing.span(_semconv.SPAN_LOCK_ACQUIRE):
-            future, request = side.bridge.acquire(self.name, *ask)
+    async def _hold(self, side: LoopSide, patience: float | None) -> Holding:
+        """Acquires it, with all that is not usual: again by its own holder, on replicas, under a guard."""
+        terms = self._terms
+        held = self._again() if terms.reentrant else None
+        if held is not None:
+            return held
+        await self._ask(side, patience, DistributedLock._granted, timed=wanted())
+        held = self._held[self._scope()]
+        await self._secure(side, held)
+        return held
+
+    async def _secure(self, side: LoopSide, held: Holding) -> None:
+        """What has to be done about a grant before it counts."""
+        terms = self._terms
+        if terms.replicas:
             try:
-                result = await future
+                result = await confirmed(side.bridge, held.lease, terms)
             except BaseException:
-                if not future.done() or future.cancelled():
-                    side.bridge.cancel(request)
-                elif not isinstance(result := future.result(), tuple):
-                    # Granted while we were cancelled.
-                    result.drop()
+                self._give_up(held)
                 raise
-            return self._granted(scope, result, side, started)
+            self._replicated(held, result)
+        if terms.max_loop_stall is not None:
+            held.guarded = True
+            side.guard(held.number, terms.max_loop_stall)
+
+    def _secure_sync(self, held: Holding) -> None:
+        """The same without an event loop."""
+        terms = self._terms
+        if not terms.replicas:
+            return
+        try:
+            result = confirmed_sync(terms.link.engine(), held.lease, terms)
+        except BaseException:
+            self._give_up(held)
+            raise
+        self._replicated(held, result)
+
+    async def _enter_slowly(self) -> Self:
+        """The same, where the engine has to be found first, or somebody wants to know how long it takes."""
+        side = await self._terms.link.side()
+        with tracing.span(_semconv.SPAN_LOCK_ACQUIRE) as span:
+            held = await self._hold(side, self._terms.patience)
+            span.set_attributes(held.told())
+        if not held.entered:
+            held.enter(self._terms.on_lost)
+            self._not_lost_meanwhile(held)
+        return self
+
+    async def _leave_slowly(self, held: Holding, error: BaseException | None) -> None:
+        """Gives it back by hand, or in another loop or thread than the one that acquired it."""
+        side = await self._terms.link.side()
+        if self._terms.pipelined:
+            side.bridge.release_soon(held.lease, held.link.number)
+        else:
+            await side.bridge.release(held.lease, Holding.given_back, held, error)
 
     def _acquire_sync(self, patience: float | None) -> Holding:
-        engine = self._link.engine()
-        scope, ask = self._before(patience)
-        started = time.perf_counter()
-        with tracing.span(_semconv.SPAN_LOCK_ACQUIRE):
-            return self._granted(scope, engine.acquire(self.name, *ask), None, started)
-
-    def _granted(self, scope: str | int, result: Any, side: LoopSide | None, started: float) -> Holding:
-        if type(result) is tuple:
-            raise self._refusal(result, time.perf_counter() - started)
-        metrics.histogram(_semconv.LOCK_ACQUIRE_DURATION).record(time.perf_counter() - started)
-        self._grants += 1
-        held = self._held[scope] = Holding(self.name, result, side, self._link)
+        terms = self._terms
+        engine = terms.link.engine()
+        held = self._again() if terms.reentrant else None
+        if held is not None:
+            return held
+        timed = wanted()
+        asking = terms.asked(numbered=True) if timed else terms.asking
+        with tracing.span(_semconv.SPAN_LOCK_ACQUIRE) as span:
+            held = self._ask_sync(engine, patience, timed=timed, asking=asking)
+            span.set_attributes(held.told())
+        self._secure_sync(held)
         return held
 
-    def _refusal(self, result: tuple[str, Any], waited: float) -> Exception:
-        kind, detail = result
-        if kind == "not_free":
-            metrics.counter(_semconv.LOCK_CONTENTIONS).add(1)
-            metrics.counter(_semconv.LOCK_TIMEOUTS).add(1)
-            return LockTimeout(
-                f"lock {self.name!r} is held by another, whose lease has {detail:.1f} s left unless renewed"
-            )
-        if kind == "timed_out":
-            metrics.counter(_semconv.LOCK_CONTENTIONS).add(1)
-            metrics.counter(_semconv.LOCK_TIMEOUTS).add(1)
-            return LockTimeout(f"lock {self.name!r} was not granted within {waited:.2f} s (blocking_timeout)")
-        if kind == "deadlock":
-            metrics.counter(_semconv.LOCK_DEADLOCKS).add(1)
-            if len(detail) == 1:
-                return DeadlockDetected(
-                    f"lock {self.name!r} is already held by this task or thread, which would wait for itself",
-                    detail,
-                )
-            ring = " → ".join(repr(name) for name in [*detail, detail[0]])
-            return DeadlockDetected(f"waiting for lock {self.name!r} would close a cycle: {ring}", detail)
-        return failure(result, f"acquiring lock {self.name!r}", self._link)
+    def _ask_sync(
+        self, engine: Engine, patience: float | None, *, timed: bool, asking: Asking | None
+    ) -> Holding:
+        """Asks for the lock and waits for the answer, in a thread."""
+        terms = self._terms
+        scope = self._asking()
+        held = Holding(self.name, terms.link, None, current_task(), scope)
+        held.timed = timed
+        owner = scope if terms.detect else _nobody_elses(scope)
+        result = engine.acquire(self.name, owner, terms.timeout, terms.fixed, patience, here(2), asking)
+        self._granted(result, held)
+        return held
 
-    def _was_lost(self, held: Holding, error: BaseException | None) -> bool:
-        """At the end of a body: True if nothing is left to give back. What the body raised goes first."""
-        if held.loss() is None:
+    def _give_back_sync(self, held: Holding, error: BaseException | None) -> None:
+        link = self._terms.link
+        if self._terms.pipelined:
+            link.threads_side().release_soon(held.lease, link.number)
+        else:
+            held.given_back(link.engine().release(held.lease), error)
+
+    def _granted(self, result: Any, held: Holding) -> None:
+        """The answer is here: a lease, or what happened instead."""
+        if type(result) is tuple:
+            raise refusal(self.name, result, perf_counter() - held.since, self._terms.link)
+        try:
+            held.begin(result)
+        except BaseException:
+            # Nobody would give it back.
+            result.drop()
+            raise
+        self._grants += 1
+        self._held[held.scope] = held
+        if self._terms.reentrant:
+            held.entries = [id(self)]
+            self._terms.link.reentrant[held.scope, self.name] = held
+
+    def _entered(self, result: Any, held: Holding) -> Self:
+        """The same for `async with`: its body begins."""
+        self._granted(result, held)
+        held.enter(self._terms.on_lost)
+        self._not_lost_meanwhile(held)
+        return self
+
+    def _not_lost_meanwhile(self, held: Holding) -> None:
+        """Lost between the grant and here."""
+        if held.lease.loss is not None:
+            self._take()
+            raise held.lost_error()
+
+    def _again(self) -> Holding | None:
+        """What the same owner holds of this lock already, entered once more."""
+        scope = self._scope()
+        held: Holding | None = self._terms.link.reentrant.get((scope, self.name))
+        if held is None or not held.held:
+            return None
+        held.entries.append(id(self))
+        if scope not in self._held:
+            self._grants += 1
+            self._held[scope] = held
+        return held
+
+    def _leave_inner(self, error: BaseException | None) -> bool:
+        """One entry of several is over; False if it was the last, so that the lock has to be given back."""
+        scope = self._scope()
+        held = self._held.get(scope)
+        if held is None or id(self) not in held.entries:
             return False
-        if error is None and self._on_lost == "cancel":
-            raise self._lost_error(held)
+        held.entries.remove(id(self))
+        if not held.entries:
+            return False
+        if id(self) not in held.entries:
+            del self._held[scope]
+        if error is None and held.on_lost == "cancel" and held.loss() is not None:
+            raise held.lost_error()
         return True
 
-    def _released(self, held: Holding, result: Any, error: BaseException | None = None) -> None:
-        """Judges the answer to a release. What the body raised goes first."""
+    def _replicated(self, held: Holding, result: Any) -> None:
+        count = self._terms.replicas
+        if isinstance(result, int) and result >= count:
+            return
+        self._give_up(held)
+        if isinstance(result, int):
+            raise ReplicasMissing(
+                f"lock {self.name!r}: {result} of {count} replicas know of the grant; it was given back"
+            )
+        raise failure(result, f"waiting for the replicas of lock {self.name!r}", self._terms.link)
+
+    def _give_up(self, held: Holding) -> None:
+        """Gives back what was granted and does not count."""
+        self._held.pop(held.scope, None)
+        held.settle()
+        held.lease.drop()
+
+    def _offered(self, held: Holding, result: Any) -> str:
         if result is True:
-            return
-        if error is not None:
-            _log.warning("release not confirmed", lock=self.name, result=str(result))
-            return
+            return offer_token(self.name, held.lease.fence, self._terms)
         if result is False:
-            raise self._ended(held, f"(fencing token {held.lease.fence}) had ended when it was given back")
-        failed = failure(result, f"releasing lock {self.name!r}", self._link)
-        if isinstance(failed, ServerUnavailable):
-            failed.add_note("the engine repeats the release until the server has answered")
-        raise failed
+            raise held.ended("had ended before it was offered")
+        raise failure(result, f"offering lock {self.name!r}", self._terms.link)
 
     def _extended(self, held: Holding, result: Any) -> None:
         if result is True:
             return
         if result is False:
-            raise self._ended(held, "had ended before the extension")
-        raise failure(result, f"extending lock {self.name!r}", self._link)
-
-    def _ended(self, held: Holding, how: str) -> LockLost:
-        """The server no longer had it; why, if that is known."""
-        return self._lost_error(held) if held.loss() else LockLost(f"lock {self.name!r} {how}")
+            raise held.ended("had ended before the extension")
+        raise failure(result, f"extending lock {self.name!r}", self._terms.link)
 
 
-def _refuse_in_loop(name: str) -> None:
+class _Nothing(Coroutine[Any, None, None]):
+    """Awaited, it is over at once."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
+
+    def send(self, _: None) -> Any:
+        raise StopIteration
+
+    def throw(self, kind: Any, value: Any = None, _: Any = None) -> Any:
+        raise kind if value is None else value
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+_NOTHING = _Nothing()
+# So that `create_task(lock.__aenter__())` and `wait_for` take it, as they take what `async def` gives.
+Coroutine.register(Answer)
+
+
+def _nobody_elses(scope: Scope) -> str:
+    """An owner that is nobody else's is in no cycle."""
+    return f"{scope}#{time.monotonic_ns():x}"
+
+
+def refuse_in_loop(name: str) -> None:
+    """Refuses to wait in a thread whose event loop would stand still meanwhile."""
     try:
-        asyncio.get_running_loop()
+        get_running_loop()
     except RuntimeError:
         return
     raise InvalidArgument(

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
+from opentelemetry.context import get_current
 from opentelemetry.trace import INVALID_SPAN, ProxyTracerProvider, SpanKind, Status, StatusCode
 
 from dotmac.platform._semconv import ERROR_TYPE, SCOPE
@@ -37,6 +38,8 @@ def span(
 
 def trace_ids() -> tuple[str, str] | None:
     """Trace and span id of the current span as hexadecimal text; None outside of any span."""
+    if not get_current():
+        return None  # nothing at all is set, which is quicker to see
     context = trace.get_current_span().get_span_context()
     if not context.is_valid:
         return None

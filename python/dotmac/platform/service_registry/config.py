@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from dotmac.platform.connection.config import Namespace, RedisUrl, Seconds, Section
+from dotmac.platform.connection.config import Namespace, Partitions, RedisUrl, Seconds, Section
 
 __all__ = ["LoadBalancingStrategy", "ServiceRegistryConfig"]
 
@@ -35,6 +35,7 @@ class ServiceRegistryConfig(Section):
         namespace: first part of every key on the server.
         connect_timeout: seconds to connect.
         request_timeout: seconds for the server's answer to one request.
+        partitions: how many a cluster's services are spread over; None for 64, or what the address says.
     """
 
     redis_url: RedisUrl | None = None
@@ -47,3 +48,4 @@ class ServiceRegistryConfig(Section):
     namespace: Namespace = "dotmac"
     connect_timeout: Seconds = 5.0
     request_timeout: Seconds = 5.0
+    partitions: Partitions | None = None

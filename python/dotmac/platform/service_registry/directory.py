@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,40 @@ class Directory:
             raise failure(reply, what, self._link)
         return reply
 
+    async def everything(self, page: int, what: str) -> list[Any]:
+        """Every live instance as it is stored, in all partitions, so many at a time. Raises: as `ask`."""
+
+        async def read(partition: int) -> list[Any]:
+            after, found = b"", []
+            while True:
+                request = _native.RegistryRequest.list(after, page, partition)
+                after, *entries = await self.ask(request, what)
+                found += entries
+                if not after:
+                    return found
+
+        parts = await asyncio.gather(*map(read, await self._partitions()))
+        return [entry for part in parts for entry in part]
+
+    async def meet(self, monitor: str, live: int, what: str) -> tuple[Any, list[str]]:
+        """Tells every partition that this monitor lives, for so many milliseconds; 0 leaves.
+
+        Returns: something that changes whenever an instance does, and the monitors that live.
+        Raises: as `ask`.
+        """
+
+        async def tell(partition: int) -> list[Any]:
+            request = _native.RegistryRequest.monitors(monitor, live, partition)
+            return [_text(item) for item in await self.ask(request, what)]
+
+        replies = await asyncio.gather(*map(tell, await self._partitions()))
+        # Everybody tells all of them, so any will do; the first is the one that every process uses.
+        return tuple(reply[0] for reply in replies), replies[0][1:]
+
+    async def _partitions(self) -> range:
+        await self._link.side()
+        return range(self._link.engine().partitions)
+
     async def follow(self, name: str) -> _native.Service:
         """The snapshot of a service, read if it never was."""
         await self._link.side()
@@ -155,3 +190,7 @@ class Directory:
         if not strategy and not tags:
             self.plain[name] = picker.pick
         return picker
+
+
+def _text(item: bytes | int) -> str:
+    return item.decode() if isinstance(item, bytes) else str(item)

@@ -126,6 +126,7 @@ class HealthMonitor:
     Args:
         settings: how.
         ask: sends a request of the registry to the server.
+        meet: says that this monitor lives; tells what changes with any instance, and which monitors live.
         load: reads every live instance.
     """
 
@@ -133,9 +134,10 @@ class HealthMonitor:
         self,
         settings: HealthSettings,
         ask: Callable[[_native.RegistryRequest, str], Awaitable[Any]],
+        meet: Callable[[str, int, str], Awaitable[tuple[Any, list[str]]]],
         load: Callable[[], Awaitable[dict[str, list[ServiceInstance]]]],
     ) -> None:
-        self._settings, self._ask, self._load = settings, ask, load
+        self._settings, self._ask, self._meet, self._load = settings, ask, meet, load
         self._name = secrets.token_hex(8)
         self._loop = asyncio.get_running_loop()
         self._prober = Prober(settings.timeout, settings.allowed_hosts)
@@ -171,16 +173,15 @@ class HealthMonitor:
 
     async def _run(self) -> None:
         beat = min(self._settings.interval, _LONGEST_BEAT)
-        seen: tuple[Any, ...] = ()
+        seen: tuple[Any, list[str]] | None = None
         beats = 0
         try:
             while True:
                 try:
-                    request = _native.RegistryRequest.monitors(self._name, round(beat * 3000))
-                    reply = await self._ask(request, "meeting the other monitors")
-                    now = tuple(_text(item) for item in reply)
+                    live = round(beat * 3000)
+                    now = await self._meet(self._name, live, "meeting the other monitors")
                     if now != seen or beats % _RELOAD_BEATS == 0:
-                        self._divide(list(now[1:]), await self._load())
+                        self._divide(now[1], await self._load())
                         seen = now
                     beats += 1
                 except DotmacError as error:
@@ -198,7 +199,7 @@ class HealthMonitor:
         await asyncio.gather(*(check.task for check in checks if check.task), return_exceptions=True)
         await self._prober.aclose()
         try:
-            await self._ask(_native.RegistryRequest.monitors(self._name, 0), "leaving the other monitors")
+            await self._meet(self._name, 0, "leaving the other monitors")
         except DotmacError as error:
             _log.info("the other monitors take over only after a while", error=str(error))
 
@@ -268,7 +269,3 @@ class HealthMonitor:
             reason=problem,
         )
         return True
-
-
-def _text(item: bytes | int) -> str:
-    return item.decode() if isinstance(item, bytes) else str(item)

@@ -102,9 +102,11 @@ class ServiceRegistry:
                 namespace=namespace,
                 request_timeout=arguments.check_number(timeout, "request_timeout", 0.001, 3600),
                 connect_timeout=config.connect_timeout,
+                partitions=config.partitions,
             )
         else:
-            self._link = Link(target=target_from_client(redis_url), namespace=namespace)
+            target = target_from_client(redis_url)
+            self._link = Link(target=target, namespace=namespace, partitions=config.partitions)
         self._ttl = self._check_ttl(config.default_ttl if default_ttl is None else default_ttl, "default_ttl")
         strategy = (
             config.load_balancing_strategy if load_balancing_strategy is None else load_balancing_strategy
@@ -338,20 +340,15 @@ class ServiceRegistry:
         Raises: ServerUnavailable, ServerRefused: the server's side failed.
         """
         found: dict[str, list[ServiceInstance]] = {}
-        after, malformed, why = b"", 0, ""
-        while True:
-            reply = await self._directory.ask(_native.RegistryRequest.list(after, _PAGE), "listing services")
-            after, *entries = reply
-            for entry in entries:
-                try:
-                    instance = ServiceInstance.from_entry(entry)
-                except ValueError as error:
-                    malformed += 1
-                    why = str(error)
-                else:
-                    found.setdefault(instance.name, []).append(instance)
-            if not after:
-                break
+        malformed, why = 0, ""
+        for entry in await self._directory.everything(_PAGE, "listing services"):
+            try:
+                instance = ServiceInstance.from_entry(entry)
+            except ValueError as error:
+                malformed += 1
+                why = str(error)
+            else:
+                found.setdefault(instance.name, []).append(instance)
         if malformed:
             _log.warning("registrations can't be read", count=malformed, last=why)
         return found
@@ -371,7 +368,9 @@ class ServiceRegistry:
         loop = asyncio.get_running_loop()
         if self._monitor is not None and self._monitor.runs_in(loop):
             return
-        self._monitor = HealthMonitor(self._health, self._directory.ask, self.list_services)
+        self._monitor = HealthMonitor(
+            self._health, self._directory.ask, self._directory.meet, self.list_services
+        )
         self._monitor.start()
 
     async def stop_health_monitoring(self) -> None:

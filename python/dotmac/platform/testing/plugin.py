@@ -3,7 +3,7 @@
 Servers start once per session, on first use, from the extra `embedded`; where `TEST_REDIS_URL` or
 `TEST_DATABASE_URL` is set, that server is used instead. Each session gets a PostgreSQL database of its own,
 dropped at its end. Data of one test are seen by the next: give names of your own (`unique`) or take
-`clean_valkey`.
+`clean_valkey`. Sentinels and clusters start anew for each test that asks for them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from dotmac.platform.connection.urls import postgres_dsn
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
+    from dotmac.platform.testing.topologies import EmbeddedCluster, EmbeddedSentinels
+
 __all__ = [
     "clean_valkey",
     "platform_env",
@@ -30,6 +32,8 @@ __all__ = [
     "postgres_server",
     "postgres_url",
     "unique",
+    "valkey_cluster",
+    "valkey_sentinels",
     "valkey_server",
     "valkey_url",
 ]
@@ -59,6 +63,24 @@ def clean_valkey(valkey_url: str) -> str:
     with redis.Redis.from_url(valkey_url) as client:
         client.flushdb()
     return valkey_url
+
+
+@pytest.fixture
+def valkey_sentinels() -> Iterator[EmbeddedSentinels]:
+    """A primary with one replica and three sentinels, of this test alone; with `failover`."""
+    from dotmac.platform.testing.topologies import EmbeddedSentinels
+
+    with EmbeddedSentinels() as servers:
+        yield servers
+
+
+@pytest.fixture
+def valkey_cluster() -> Iterator[EmbeddedCluster]:
+    """Three primaries, each with a replica, of this test alone; with `migrate_slot` and `failover`."""
+    from dotmac.platform.testing.topologies import EmbeddedCluster
+
+    with EmbeddedCluster(replicas=1) as servers:
+        yield servers
 
 
 @pytest.fixture(scope="session")

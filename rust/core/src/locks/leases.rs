@@ -5,24 +5,43 @@ use crate::lease::{Lease, LossReason, Micros};
 use std::sync::Arc;
 
 impl Client {
-    pub(super) fn give_back(&mut self, now: Micros, lease: &Arc<Lease>, token: Option<u64>) {
-        let mut tries = 0;
-        if self.session.open {
-            tries = 1;
-            self.commands.push(Command::Release {
-                name: lease.name.clone(),
-                fence: lease.fence,
-            });
-        }
-        self.releases.insert(
-            lease.fence,
-            Giveback {
-                name: lease.name.clone(),
-                token,
-                since: now,
-                tries,
+    pub(super) fn give_back(
+        &mut self,
+        now: Micros,
+        lease: &Arc<Lease>,
+        token: Option<u64>,
+        offer: Option<Micros>,
+    ) {
+        let giveback = Giveback {
+            name: lease.name().clone(),
+            token,
+            since: now,
+            tries: u32::from(self.session.open),
+            offer,
+            // What the server has lost with its data hangs on no session that it knows.
+            sid: if self.asserting.contains(&lease.id) {
+                "".into()
+            } else {
+                self.sid.clone()
             },
-        );
+            overtaken: false,
+        };
+        if self.session.open {
+            self.commands.push(giveback.command(lease.fence));
+        }
+        self.releases.insert(lease.fence, giveback);
+    }
+
+    /// Puts a lease into every index.
+    pub(super) fn keep(&mut self, now: Micros, lease: &Arc<Lease>) {
+        self.by_fence.insert(lease.fence, lease.id);
+        self.leases.insert(lease.id, lease.clone());
+        *self.owners.entry(lease.ask.owner.clone()).or_default() += 1;
+        if let Some(longest) = lease.ask.max_hold {
+            self.limits.insert((now + longest, lease.id));
+            self.limit_of.insert(lease.id, now + longest);
+        }
+        self.watch(lease);
     }
 
     /// Takes a lease out of every index.
@@ -33,9 +52,19 @@ impl Client {
         self.by_fence.remove(&lease.fence);
         self.unwatch(lease);
         self.unclaimed.remove(&lease.id);
+        self.asserting.remove(&lease.id);
+        if let Some(at) = self.limit_of.remove(&lease.id) {
+            self.limits.remove(&(at, lease.id));
+        }
+        if let Some(count) = self.owners.get_mut(&lease.ask.owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.owners.remove(&lease.ask.owner);
+            }
+        }
         self.session.remove(lease.timeout());
-        if self.resent.contains(&lease.id) {
-            self.cancel_on_server(lease.id, self.sid.clone(), lease.name.clone());
+        if self.resent.contains_key(&lease.id) {
+            self.cancel_on_server(lease.id, self.sid.clone(), lease.name().clone());
         }
     }
 
@@ -68,18 +97,47 @@ impl Client {
         }
         self.forget(lease);
         if lease.lose(reason) {
-            if reason == LossReason::Deadline {
+            if matches!(reason, LossReason::Deadline | LossReason::HeldTooLong) {
                 // The server may still think that it is held; `now` only serves a caller's timeout, and none waits.
-                self.give_back(0, lease, None);
+                self.give_back(0, lease, None, None);
             }
             self.events.push(Event::Lost(lease.clone()));
         }
     }
 
-    pub(super) fn lose_all(&mut self, reason: LossReason) {
-        let all: Vec<_> = self.leases.values().cloned().collect();
-        for lease in all {
-            self.lose(&lease, reason);
+    /// Heartbeats extend it no longer, until the server has said that it knows it.
+    pub(super) fn freeze(&mut self, lease: &Arc<Lease>) {
+        if lease.renewed() {
+            self.unwatch(lease);
+            lease.freeze();
+            self.watch(lease);
+        }
+    }
+
+    /// The server knows it by what was sent at `stamp`.
+    pub(super) fn confirm(&mut self, lease: &Arc<Lease>, stamp: Micros) {
+        self.unclaimed.remove(&lease.id);
+        self.asserting.remove(&lease.id);
+        if !lease.renewed() {
+            self.unwatch(lease);
+            lease.claimed(stamp);
+            self.watch(lease);
+        }
+    }
+
+    /// Takes back what the server has lost, where it lets us; else it is lost to its holders, too.
+    pub(super) fn take_back(&mut self, possible: bool) {
+        if possible {
+            let all: Vec<u64> = self.asserting.iter().copied().collect();
+            for some in all.chunks(super::ASSERTS) {
+                self.commands.push(Command::Assert(some.to_vec()));
+            }
+            return;
+        }
+        for id in std::mem::take(&mut self.asserting) {
+            if let Some(lease) = self.leases.get(&id).cloned() {
+                self.lose(&lease, LossReason::Forgotten);
+            }
         }
     }
 

@@ -5,20 +5,26 @@
 //! reconnection whatever was not answered is sent again: each command is idempotent on its request or its fence.
 
 mod answers;
+pub mod graph;
 mod leases;
 mod requests;
 mod time;
 mod wire;
 
-pub use wire::{AcquireReply, Ask, Command, Event, Failure, Heartbeat, HeartbeatReply, Mode};
+pub use wire::{
+    AcquireReply, Ask, Command, Event, Failure, HIGHEST_PRIORITY, Heartbeat, HeartbeatReply, Kind,
+    Mode, Victim,
+};
 
-use crate::lease::{Lease, LossReason, Micros};
+use crate::lease::{Lease, LossReason, Micros, drift};
 use crate::session::Session;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Claims that one heartbeat carries at most, so that the script stays short.
 const CLAIMS: usize = 500;
+/// Leases that one command takes back at most.
+const ASSERTS: usize = 100;
 /// How long a place in a queue is kept for while the server is away.
 const OUTAGE_LIMIT: Micros = 30_000_000;
 /// Unknown revocations remembered, against a grant that comes after its own revocation.
@@ -28,9 +34,13 @@ const REMEMBERED: usize = 4_096;
 #[derive(Debug)]
 pub struct Request {
     /// What was asked for.
-    pub ask: Ask,
+    pub ask: Arc<Ask>,
     /// Session under which it was last sent.
     pub sid: Arc<str>,
+    /// Its rank in the queue, once it has one: kept over lost data.
+    pub rank: Option<String>,
+    /// Its first place in the queue; 0 before it has one.
+    place: u32,
     token: u64,
     /// When the caller asked, or when its last place in the queue was lost.
     first: Micros,
@@ -40,12 +50,39 @@ pub struct Request {
     waiting: bool,
 }
 
+impl Request {
+    /// Whether it is known to have a place in the queue.
+    pub fn waits(&self) -> bool {
+        self.waiting
+    }
+}
+
 #[derive(Debug)]
 struct Giveback {
     name: Arc<str>,
     token: Option<u64>,
     since: Micros,
     tries: u32,
+    /// It is not given back but offered to others for this long.
+    offer: Option<Micros>,
+    /// Session under which it was held.
+    sid: Arc<str>,
+    /// What was asked for after it may reach the server before it.
+    overtaken: bool,
+}
+
+impl Giveback {
+    fn command(&self, fence: u64) -> Command {
+        let name = self.name.clone();
+        match self.offer {
+            None => Command::Release { name, fence },
+            Some(within) => Command::Offer {
+                name,
+                fence,
+                within,
+            },
+        }
+    }
 }
 
 /// An extension that was not answered.
@@ -80,14 +117,18 @@ pub struct Client {
     connected: bool,
     away_since: Micros,
     last_error: String,
+    /// The server was reached and refuses this client; until it is tried again, that is the answer.
+    refused: bool,
     sid: Arc<str>,
     requests: BTreeMap<u64, Request>,
-    /// Requests sent a second time, until that is answered: a grant out of the queue may come and end before the
-    /// server reads it, and would then be made again.
-    resent: BTreeSet<u64>,
+    /// Requests sent a second time, and the answers to come until that is answered: a grant out of the queue may come and
+    /// end before the server reads it, and would then be made again.
+    resent: BTreeMap<u64, u32>,
     patience: BTreeSet<(Micros, u64)>,
     cancels: BTreeMap<u64, (Arc<str>, Arc<str>)>,
     releases: BTreeMap<u64, Giveback>,
+    /// Releases of leases that the server does not know: either they were taken away before, or it has lost its data.
+    doubts: BTreeMap<u64, Giveback>,
     extensions: BTreeMap<u64, Extension>,
     /// Lease and extension, for those that are not answered.
     extending: BTreeSet<(u64, u64)>,
@@ -99,8 +140,19 @@ pub struct Client {
     /// Ends of leases that heartbeats do not extend: unclaimed, frozen or fixed.
     ends: BTreeSet<(Micros, u64)>,
     unclaimed: BTreeSet<u64>,
+    /// Leases that the server has lost and that are being taken back.
+    asserting: BTreeSet<u64>,
     revoked_early: BTreeSet<u64>,
     look_at_requests: Micros,
+    /// Requests to be asked again at a time, because nothing is granted before.
+    later: BTreeSet<(Micros, u64)>,
+    /// When leases have been held for as long as their holders allow.
+    limits: BTreeSet<(Micros, u64)>,
+    limit_of: HashMap<u64, Micros>,
+    /// How many leases an owner has.
+    owners: HashMap<Arc<str>, u32>,
+    /// No heartbeats go out.
+    stalled: bool,
 }
 
 impl Client {
@@ -117,11 +169,13 @@ impl Client {
             connected: false,
             away_since: 0,
             last_error: String::from("not connected yet"),
+            refused: false,
             requests: BTreeMap::new(),
-            resent: BTreeSet::new(),
+            resent: BTreeMap::new(),
             patience: BTreeSet::new(),
             cancels: BTreeMap::new(),
             releases: BTreeMap::new(),
+            doubts: BTreeMap::new(),
             extensions: BTreeMap::new(),
             extending: BTreeSet::new(),
             again: Vec::new(),
@@ -130,9 +184,20 @@ impl Client {
             groups: BTreeMap::new(),
             ends: BTreeSet::new(),
             unclaimed: BTreeSet::new(),
+            asserting: BTreeSet::new(),
             revoked_early: BTreeSet::new(),
             look_at_requests: 0,
+            later: BTreeSet::new(),
+            limits: BTreeSet::new(),
+            limit_of: HashMap::new(),
+            owners: HashMap::new(),
+            stalled: false,
         }
+    }
+
+    /// Numbers of requests, and so of leases, begin above this one: those of a process's partitions differ then.
+    pub fn number_from(&mut self, first: u64) {
+        self.next_id = first;
     }
 
     // ---- calls
@@ -140,6 +205,10 @@ impl Client {
     /// Asks for a lock; the events carry `token`. Returns the number of the request.
     pub fn acquire(&mut self, now: Micros, ask: Ask, token: u64) -> u64 {
         let id = self.fresh();
+        if self.stalled {
+            self.events.push(Event::Failed(token, Failure::Stalled));
+            return id;
+        }
         self.session.add(now, ask.timeout);
         let gives_up = ask.patience.map(|patience| now.saturating_add(patience));
         if let Some(at) = gives_up {
@@ -152,8 +221,10 @@ impl Client {
             self.commands.push(Command::Acquire(id));
         }
         let request = Request {
-            ask,
+            ask: Arc::new(ask),
             sid: self.sid.clone(),
+            rank: None,
+            place: 0,
             token,
             first: now,
             asked: self.session.open.then_some(now),
@@ -171,17 +242,72 @@ impl Client {
         }
     }
 
+    /// These scopes have come to wait for the request's owner: they wait for what it waits for.
+    pub fn awaited(&mut self, id: u64, by: &[Arc<str>]) {
+        let Some(request) = self.requests.get_mut(&id) else {
+            return;
+        };
+        let known = &request.ask.awaited_by;
+        let new: Vec<_> = by.iter().filter(|o| !known.contains(o)).cloned().collect();
+        if new.is_empty() {
+            return;
+        }
+        let mut ask = (*request.ask).clone();
+        ask.awaited_by.extend(new);
+        request.ask = Arc::new(ask);
+        let first = u32::from(!request.waiting);
+        if self.session.open {
+            // The answer to the first time may still be to come.
+            *self.resent.entry(id).or_insert(first) += 1;
+            self.commands.push(Command::Acquire(id));
+        }
+    }
+
     /// Gives a lease back. False if it had ended before; then nothing is sent.
     pub fn release(&mut self, now: Micros, lease: &Arc<Lease>, token: Option<u64>) -> bool {
+        self.end_lease(now, lease, token, None)
+    }
+
+    /// Gives a lease up to whoever takes it over by its fence `within` that time. From here on it is not held. False if
+    /// it had ended before.
+    pub fn offer(&mut self, now: Micros, lease: &Arc<Lease>, within: Micros, token: u64) -> bool {
+        // The session's record has to outlive the offer.
+        self.session.hurry(now);
+        self.end_lease(now, lease, Some(token), Some(within))
+    }
+
+    fn end_lease(
+        &mut self,
+        now: Micros,
+        lease: &Arc<Lease>,
+        token: Option<u64>,
+        offer: Option<Micros>,
+    ) -> bool {
         if !lease.held_at(now) || !lease.release() {
             if !lease.released() {
                 self.lose(lease, LossReason::Deadline);
             }
             return false;
         }
+        // In this order: what cancels a request that may have been granted twice would else give this one back, and the
+        // release find nothing.
+        self.give_back(now, lease, token, offer);
         self.forget(lease);
-        self.give_back(now, lease, token);
         true
+    }
+
+    /// Sends a heartbeat now.
+    pub fn beat(&mut self, now: Micros) {
+        self.heartbeat(now, Mode::Keep);
+    }
+
+    /// An event loop of the process has stood still for longer than its owners allow, or goes on: meanwhile no heartbeat
+    /// is sent, and nothing is granted.
+    pub fn stall(&mut self, now: Micros, stalled: bool) {
+        if self.stalled && !stalled {
+            self.session.hurry(now);
+        }
+        self.stalled = stalled;
     }
 
     /// Changes the length of a lease. False if it had ended before.
@@ -191,10 +317,23 @@ impl Client {
             return false;
         }
         self.session.add(now, timeout);
-        let shorter = timeout < lease.timeout();
-        if shorter {
-            // The server may cut it at any time from here.
-            self.reshape(lease, timeout, None);
+        if self.session.open && self.session.needs_heartbeat_for(now, timeout) {
+            self.heartbeat(now, Mode::Keep);
+        }
+        if timeout < lease.timeout() {
+            // The server may cut it at any time from here, but not before it has read a heartbeat that goes ahead of
+            // this, and counts from there. Nothing is believed for longer than before.
+            let ahead = if self.session.open {
+                self.session.last_sent()
+            } else {
+                now
+            };
+            let before = lease.valid_until() + drift(timeout);
+            self.reshape(
+                lease,
+                timeout,
+                Some(ahead.min(before.saturating_sub(timeout))),
+            );
         }
         let id = self.fresh();
         self.extending.insert((lease.id, id));
@@ -208,9 +347,6 @@ impl Client {
             },
         );
         if self.session.open {
-            if self.session.needs_heartbeat_for(now, timeout) {
-                self.heartbeat(now, Mode::Keep);
-            }
             self.commands.push(Command::Extend(id));
         }
         true
@@ -221,9 +357,28 @@ impl Client {
         self.requests.get(&id)
     }
 
+    /// Ends a request whose wait would not end otherwise, to let the others of this cycle go on. False if it does not wait.
+    pub fn give_up(&mut self, id: u64, cycle: Vec<String>) -> bool {
+        let waits = self.requests.get(&id).is_some_and(Request::waits);
+        if waits && let Some(token) = self.withdraw(id) {
+            self.events.push(Event::Deadlock(token, cycle));
+        }
+        waits
+    }
+
     /// An extension that is not over.
     pub fn extension(&self, id: u64) -> Option<&Extension> {
         self.extensions.get(&id)
+    }
+
+    /// A lease that is held.
+    pub fn lease(&self, id: u64) -> Option<&Arc<Lease>> {
+        self.leases.get(&id)
+    }
+
+    /// True for a lease that the server has lost and that is being taken back.
+    pub fn is_asserting(&self, id: u64) -> bool {
+        self.asserting.contains(&id)
     }
 
     /// Leases held.
@@ -231,28 +386,42 @@ impl Client {
         self.leases.len()
     }
 
+    /// Leases that this owner holds.
+    pub fn held_by(&self, owner: &str) -> u32 {
+        self.owners.get(owner).copied().unwrap_or(0)
+    }
+
+    /// True for a request that is sent again before it was answered, or with other owners.
+    pub fn is_resent(&self, id: u64) -> bool {
+        self.resent.contains_key(&id)
+    }
+
     /// Releases and cancellations that the server has not answered.
     pub fn unanswered(&self) -> usize {
-        self.releases.len() + self.cancels.len()
+        self.releases.len() + self.cancels.len() + self.doubts.len()
     }
 
     // ---- the connection
 
-    /// Connected: the session is opened or taken up, everything else waits for that.
-    pub fn connected(&mut self, now: Micros) {
+    /// Connected: the session is opened or taken up, everything else waits for that. `elsewhere` where another server
+    /// process answers than before, whose data may be older.
+    pub fn connected(&mut self, now: Micros, elsewhere: bool) {
         self.connected = true;
+        self.refused = false;
         self.session.gen_ += 1;
         self.session.open = false;
         // Held leases are claimed again, and count on no heartbeat before: a server that went back in time may have
         // given them away.
         let held: Vec<_> = self.leases.values().cloned().collect();
+        self.session.compare |= elsewhere;
+        self.asserting.clear();
         for lease in held {
-            self.unclaimed.insert(lease.id);
-            if lease.renewed() {
-                self.unwatch(&lease);
-                lease.freeze();
-                self.watch(&lease);
+            if self.session.known {
+                self.unclaimed.insert(lease.id);
+            } else {
+                self.asserting.insert(lease.id);
             }
+            self.freeze(&lease);
         }
         self.heartbeat(
             now,
@@ -271,13 +440,18 @@ impl Client {
         }
         self.connected = false;
         self.session.open = false;
+        self.refused = false;
         self.last_error = why;
         self.commands.clear();
         self.again.clear();
+        // All that is not over is asked for again on the next connection.
+        self.later.clear();
     }
 
     /// The server will not have us: nothing that waits can succeed.
     pub fn denied(&mut self, why: &str) {
+        why.clone_into(&mut self.last_error);
+        self.refused = true;
         self.fail_all(&Failure::Denied(why.to_owned()));
     }
 
@@ -298,17 +472,21 @@ impl Client {
     }
 
     fn heartbeat(&mut self, now: Micros, mode: Mode) {
+        if self.stalled && mode == Mode::Keep {
+            return;
+        }
         let claims = self
             .unclaimed
             .iter()
             .take(CLAIMS)
             .filter_map(|id| self.leases.get(id))
-            .map(|lease| (lease.name.clone(), lease.fence))
+            .map(|lease| (lease.name().clone(), lease.fence))
             .collect();
         self.session.sent(now);
         self.commands.push(Command::Heartbeat(Heartbeat {
             mode,
             sid: self.sid.to_string(),
+            knew: self.session.epoch.clone().filter(|_| mode == Mode::Open),
             gen_: self.session.gen_,
             stamp: now,
             longest: self.session.longest(),

@@ -19,17 +19,12 @@ impl Client {
         } else {
             stamp
         };
+        let place = request.place;
         let clock = self.session.clock.clone();
-        let lease = Arc::new(Lease::new(
-            (id, ask.name.clone(), fence),
-            (base, ask.timeout),
-            ask.fixed,
-            claimed,
-            clock,
-        ));
+        let lease = Arc::new(Lease::new((id, fence, place), ask, base, claimed, clock));
         if self.revoked_early.remove(&fence) || !lease.held_at(now) {
             // Too late to be believed: it is given back, and the wait goes on under a new number.
-            self.ask_again(now, id);
+            self.ask_again(now, id, false);
             return;
         }
         let Some(request) = self.requests.remove(&id) else {
@@ -41,9 +36,7 @@ impl Client {
         if self.requests.is_empty() {
             self.revoked_early.clear();
         }
-        self.by_fence.insert(fence, id);
-        self.leases.insert(id, lease.clone());
-        self.watch(&lease);
+        self.keep(now, &lease);
         if !claimed {
             self.unclaimed.insert(id);
             // One heartbeat claims all grants of a moment, and those given back by then need none.
@@ -54,7 +47,8 @@ impl Client {
     }
 
     /// Asks under a new number. `now` may be early, but not before the last heartbeat.
-    pub(super) fn ask_again(&mut self, now: Micros, id: u64) {
+    /// It keeps its rank in the queue only where it was passed over for its silence alone.
+    pub(super) fn ask_again(&mut self, now: Micros, id: u64, keep_rank: bool) {
         let Some(mut request) = self.requests.remove(&id) else {
             return;
         };
@@ -70,6 +64,9 @@ impl Client {
             request.first = now;
         }
         request.waiting = false;
+        if !keep_rank {
+            request.rank = None;
+        }
         request.asked = self.session.open.then_some(now);
         self.requests.insert(fresh, request);
         if self.session.open {
@@ -93,7 +90,7 @@ impl Client {
     pub(super) fn withdraw(&mut self, id: u64) -> Option<u64> {
         let request = self.drop_request(id)?;
         if request.asked.is_some() {
-            self.cancel_on_server(id, request.sid, request.ask.name);
+            self.cancel_on_server(id, request.sid, request.ask.name.clone());
         }
         Some(request.token)
     }
@@ -121,6 +118,8 @@ impl Client {
     pub fn absence(&self) -> Failure {
         if self.session.open {
             Failure::NoAnswer
+        } else if self.refused {
+            Failure::Denied(self.last_error.clone())
         } else {
             Failure::Unavailable(self.last_error.clone())
         }
@@ -133,11 +132,12 @@ impl Client {
                 self.events.push(Event::Failed(token, failure.clone()));
             }
         }
-        for giveback in self.releases.values_mut() {
+        for giveback in self.releases.values_mut().chain(self.doubts.values_mut()) {
             if let Some(token) = giveback.token.take() {
                 self.events.push(Event::Failed(token, failure.clone()));
             }
         }
+        self.doubts.clear();
         let all: Vec<u64> = self.extensions.keys().copied().collect();
         for extension in all
             .into_iter()

@@ -1,9 +1,14 @@
 //! What happens because time passes.
 
-use super::{Client, Event, Failure, Mode, OUTAGE_LIMIT};
+use super::{Client, Command, Event, Mode, OUTAGE_LIMIT};
 use crate::lease::{LossReason, Micros};
 
 impl Client {
+    /// When requests are looked at next, or would be if there were any.
+    pub fn next_look(&self) -> Micros {
+        self.look_at_requests
+    }
+
     /// When `tick` wants to be called next.
     pub fn next_tick(&self) -> Micros {
         let mut next = if self.session.open {
@@ -16,6 +21,7 @@ impl Client {
         }
         if !(self.requests.is_empty()
             && self.releases.is_empty()
+            && self.doubts.is_empty()
             && self.extensions.is_empty()
             && self.again.is_empty())
         {
@@ -28,7 +34,11 @@ impl Client {
             }
             next = next.min(end.max(group.look_again));
         }
-        if let Some((at, _)) = self.ends.first() {
+        let later = self.later.first().filter(|_| self.session.open);
+        for (at, _) in [self.ends.first(), self.limits.first(), later]
+            .into_iter()
+            .flatten()
+        {
             next = next.min(*at);
         }
         next
@@ -50,7 +60,7 @@ impl Client {
                 self.events.push(if answered {
                     Event::TimedOut(token)
                 } else {
-                    Event::Failed(token, Failure::Unavailable(self.last_error.clone()))
+                    Event::Failed(token, self.absence())
                 });
             }
         }
@@ -63,11 +73,32 @@ impl Client {
         }
         // Before the session is open the opening heartbeat is on its way, and the driver's own timeout watches it.
         if self.session.open && now >= self.session.next_due() {
+            if self.stalled {
+                self.session.put_off(now);
+            }
             self.heartbeat(now, Mode::Keep);
+        }
+        while let Some((at, id)) = self.later.first().copied() {
+            if at > now || !self.session.open {
+                break;
+            }
+            self.later.pop_first();
+            if self.requests.contains_key(&id) {
+                self.commands.push(Command::Acquire(id));
+            }
         }
     }
 
     pub(super) fn expire_leases(&mut self, now: Micros) {
+        while let Some((at, id)) = self.limits.first().copied() {
+            if at > now {
+                break;
+            }
+            self.limits.pop_first();
+            if let Some(lease) = self.leases.get(&id).cloned() {
+                self.lose(&lease, LossReason::HeldTooLong);
+            }
+        }
         let mut ended = Vec::new();
         while let Some((at, id)) = self.ends.first().copied() {
             if at > now {
@@ -136,6 +167,7 @@ impl Client {
                 self.events.push(Event::Failed(token, absence.clone()));
             }
         }
+        self.settle_doubts(now.saturating_sub(limit));
         let late: Vec<u64> = self
             .extensions
             .iter()

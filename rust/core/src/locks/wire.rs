@@ -1,15 +1,60 @@
 //! What goes in and out of the lock client: questions, commands for the server, answers, events for the callers.
 
 use crate::lease::{Lease, Micros};
+use std::fmt;
 use std::sync::Arc;
 
+/// How many may hold a lock at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kind {
+    /// One holder.
+    #[default]
+    Exclusive,
+    /// Any number, but no exclusive one beside them.
+    Shared,
+    /// So many; everybody has to name the same number.
+    Semaphore(u32),
+}
+
+/// As the scripts write it.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exclusive => f.write_str("x"),
+            Self::Shared => f.write_str("s"),
+            Self::Semaphore(permits) => write!(f, "k{permits}"),
+        }
+    }
+}
+
+/// Whose wait ends where a wait would close a cycle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Victim {
+    /// Whoever got its lock of the cycle last.
+    #[default]
+    Youngest,
+    /// Whoever asked with the lowest priority; the youngest of those.
+    LowestPriority,
+    /// Whoever holds the fewest locks in its process; the youngest of those.
+    FewestLocks,
+    /// The one that closes the cycle.
+    Closer,
+}
+
+/// The highest priority; the lowest is its negative.
+pub const HIGHEST_PRIORITY: i16 = 4_999;
+
 /// What a caller asks for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Ask {
     /// Name of the lock.
     pub name: Arc<str>,
-    /// Scope that will own it.
+    /// How many may hold it.
+    pub kind: Kind,
+    /// Scope that will own it. One that begins with `=` is the same in every process.
     pub owner: Arc<str>,
+    /// Scopes that can't go on before this request has ended, from the nearest on.
+    pub awaited_by: Vec<Arc<str>>,
     /// Length of the lease.
     pub timeout: Micros,
     /// The lease is not renewed but ends after `timeout`.
@@ -20,6 +65,18 @@ pub struct Ask {
     pub patience: Option<Micros>,
     /// Wall-clock milliseconds, for people who look at the list of locks.
     pub since: u64,
+    /// Higher ones are served first, `-HIGHEST_PRIORITY` to `HIGHEST_PRIORITY`.
+    pub priority: i16,
+    /// Who gives up where the wait would close a cycle.
+    pub victim: Victim,
+    /// Where in the code it is asked for.
+    pub place: Arc<str>,
+    /// Its place in the queue is wanted, if it has to wait.
+    pub numbered: bool,
+    /// After this time of holding the lease ends, renewed or not.
+    pub max_hold: Option<Micros>,
+    /// The fence under which the lock was offered; it is taken over.
+    pub offered: Option<u64>,
 }
 
 /// What the driver has to send.
@@ -36,6 +93,19 @@ pub enum Command {
         /// Fencing token of the lease.
         fence: u64,
     },
+    /// Gives a lease up to whoever takes it over within a time.
+    Offer {
+        /// Name of the lock.
+        name: Arc<str>,
+        /// Fencing token of the lease.
+        fence: u64,
+        /// For how long.
+        within: Micros,
+    },
+    /// Takes leases back on a server that lost them; `Client::lease` has the rest.
+    Assert(Vec<u64>),
+    /// One page of what the server thinks that the session holds.
+    Mine(u64),
     /// Takes a request out of the queue, or gives back what it was granted.
     Cancel {
         /// Number of the request.
@@ -67,6 +137,8 @@ pub struct Heartbeat {
     pub mode: Mode,
     /// Session.
     pub sid: String,
+    /// The life of the data that this client knew before, where a new session opens.
+    pub knew: Option<String>,
     /// Generation of the connection.
     pub gen_: u64,
     /// Monotonic send time.
@@ -90,6 +162,10 @@ pub enum HeartbeatReply {
         revoked: String,
         /// Fences of the accepted claims.
         accepted: Vec<u64>,
+        /// Time until something comes due that a heartbeat does.
+        due: Option<Micros>,
+        /// Leases that the server has lost can be taken back.
+        taking_back: bool,
     },
     /// The server does not know the session.
     Gone,
@@ -108,11 +184,24 @@ pub enum AcquireReply {
         claimed: bool,
     },
     /// In the queue.
-    Waiting,
+    Waiting {
+        /// Time after which a holder's lease ends unless it is renewed; nothing where others wait for that already.
+        rest: Option<Micros>,
+        /// Its rank there.
+        rank: String,
+        /// Its place there, from 1 on; 0 where it was not asked for.
+        place: u32,
+    },
     /// Not free, and the request did not want to wait. Milliseconds that the holder's lease has left.
     NotFree(u64),
-    /// Waiting would close this cycle of locks.
+    /// Waiting would close this cycle; see [`Event::Deadlock`].
     Deadlock(Vec<String>),
+    /// The lock is in use as another kind, as the scripts write it.
+    Mismatch(String),
+    /// Nothing was offered under that fence, or not any more.
+    NotOffered,
+    /// Nothing is granted for so long: those who held something take it back.
+    Grace(Micros),
     /// The session is not known.
     NoSession,
     /// A newer connection of this session took over.
@@ -130,6 +219,8 @@ pub enum Failure {
     Refused(String),
     /// The server does not accept the credentials.
     Denied(String),
+    /// No heartbeats are sent, because an event loop of the process has stood still for too long.
+    Stalled,
     /// The engine was closed.
     Closed,
 }
@@ -141,8 +232,13 @@ pub enum Event {
     Granted(u64, Arc<Lease>),
     /// The lock is not free; milliseconds that the holder's lease has left.
     NotFree(u64, u64),
-    /// Waiting would close this cycle.
+    /// Waiting closes this cycle. Six texts per edge, in the order of the cycle: lock, who waits for it, process of that
+    /// one (JSON), where it asked, who holds the lock, where that was acquired.
     Deadlock(u64, Vec<String>),
+    /// The lock is in use as another kind.
+    Mismatch(u64, String),
+    /// Nothing was offered under that fence.
+    NotOffered(u64),
     /// The patience of the request has ended.
     TimedOut(u64),
     /// The request was cancelled by its caller.

@@ -2,11 +2,11 @@
 
 use super::{Expect, State};
 use crate::ring::Sink;
-use crate::scripts::COUNT;
+use crate::scripts::{self, COUNT};
 use crate::wire::{self, Value};
 use crate::{Outcome, clock};
 use dotmac_core::lease::Micros;
-use dotmac_core::locks::{Command, Event, Failure};
+use dotmac_core::locks::{AcquireReply, Command, Event, Failure};
 
 impl State {
     /// A message that the server pushed.
@@ -19,7 +19,7 @@ impl State {
         else {
             return;
         };
-        if &kind[..] != b"message" {
+        if ![&b"message"[..], b"smessage"].contains(&&kind[..]) {
             return;
         }
         let now = clock::now();
@@ -31,14 +31,15 @@ impl State {
         }
         let parts: Vec<&str> = text.split('\0').collect();
         match parts[..] {
-            ["g", _, request, fence, stamp] => {
+            ["g", name, request, fence, stamp] => {
                 if let Some((sid, id)) = request.rsplit_once(':')
                     && let (Ok(id), Ok(fence), Ok(stamp)) =
                         (id.parse(), fence.parse(), stamp.parse())
                 {
-                    self.client.on_grant(now, sid, id, fence, stamp);
+                    self.client.on_grant(now, (name, sid), id, fence, stamp);
                 }
             }
+            ["w", _] => self.client.on_call(now),
             ["x", fence, reason] => {
                 if let Ok(fence) = fence.parse() {
                     self.client.on_revoked(fence, reason);
@@ -57,7 +58,7 @@ impl State {
             .pop_front()
             .ok_or("an answer that nothing had asked for")?;
         if let Value::Error(text) = &value {
-            let text = text.clone();
+            let text = scripts::explained(text, &self.hashes, self.sharded());
             return self.on_error(expect, &text);
         }
         match expect {
@@ -79,6 +80,10 @@ impl State {
                 }
                 Ok(())
             }
+            Expect::Replicas => {
+                self.on_replicas(&Outcome::Reply(value));
+                Ok(())
+            }
             Expect::Ignore => Ok(()),
         }
     }
@@ -90,14 +95,35 @@ impl State {
         value: &Value,
     ) -> Result<(), String> {
         match command {
-            Command::Acquire(id) => self.client.on_acquire(now, id, wire::acquire_reply(value)?),
-            Command::Release { fence, .. } => self.client.on_release(fence, value.int() == Some(1)),
+            Command::Acquire(id) => {
+                let reply = wire::acquire_reply(value)?;
+                if let (AcquireReply::Waiting { .. }, Some(waits)) = (&reply, &self.waits) {
+                    waits.add(id);
+                }
+                self.client.on_acquire(now, id, reply);
+            }
+            Command::Release { fence, .. } | Command::Offer { fence, .. } => {
+                self.client.on_release(now, fence, value.int() == Some(1));
+            }
+            Command::Assert(ids) => {
+                let (held, said) = wire::assert_reply(value)?;
+                if said {
+                    self.client.on_assert(now, &ids, held.as_deref());
+                }
+            }
+            Command::Mine(_) => {
+                let (cursor, page) = wire::page_of_leases(value)?;
+                self.client.on_mine(now, cursor, page);
+            }
             Command::Cancel { request, .. } => self.client.on_cancel(request),
             Command::Extend(id) => {
                 let items = value.items();
-                let held = items.first().and_then(Value::int) == Some(1);
                 let stamp = items.get(1).and_then(Value::int).map(i64::unsigned_abs);
-                self.client.on_extend(id, stamp.filter(|_| held));
+                match items.first().and_then(Value::int) {
+                    Some(-3) => {}
+                    Some(-2) => self.client.on_extend_without_session(now),
+                    said => self.client.on_extend(id, stamp.filter(|_| said == Some(1))),
+                }
             }
             Command::Heartbeat(sent) => {
                 self.counts.heartbeats += 1;
@@ -118,19 +144,28 @@ impl State {
         if text.starts_with("NOSCRIPT") {
             self.loaded = [false; COUNT];
             match expect {
+                // Asked under a session that has gone meanwhile: whatever opens the next one asks anew.
+                Expect::Command(command)
+                    if !self.open() && !matches!(command, Command::Heartbeat(_)) => {}
+                Expect::Command(Command::Release { fence, .. } | Command::Offer { fence, .. }) => {
+                    self.client.on_release_unknown(fence);
+                    self.settle();
+                }
                 Expect::Command(command) => self.write_command(command),
                 Expect::Call(id) => {
                     if let Some(call) = self.calls.get(&id).map(|p| p.call.clone()) {
                         self.send_call(id, &call);
                     }
                 }
-                Expect::Ignore => {}
+                Expect::Replicas | Expect::Ignore => {}
             }
             return Ok(());
         }
-        // The server is there but can't serve: a replica after a failover, or data still being loaded.
+        // The server is there but can't serve: a replica after a failover, data still being loaded, or a slot that
+        // is on its way to another server or has arrived there.
         if ["LOADING", "READONLY", "MASTERDOWN", "NOAUTH"]
             .iter()
+            .chain(&["MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN"])
             .any(|code| text.starts_with(code))
         {
             return Err(text.to_owned());
@@ -147,6 +182,9 @@ impl State {
                         &mut self.wake,
                     );
                 }
+            }
+            Expect::Replicas => {
+                self.on_replicas(&Outcome::Failed(Failure::Refused(text.to_owned())));
             }
             Expect::Ignore => {}
         }
@@ -174,11 +212,13 @@ impl State {
             Event::Granted(token, lease) => self.finish(token, Outcome::Granted(lease)),
             Event::NotFree(token, left) => self.finish(token, Outcome::NotFree(left)),
             Event::Deadlock(token, cycle) => self.finish(token, Outcome::Deadlock(cycle)),
+            Event::Mismatch(token, kind) => self.finish(token, Outcome::Mismatch(kind)),
+            Event::NotOffered(token) => self.finish(token, Outcome::NotOffered),
             Event::TimedOut(token) => self.finish(token, Outcome::TimedOut),
             Event::Cancelled(token) => self.finish(token, Outcome::Cancelled),
             Event::Released(token, held) => self.finish(token, Outcome::Released(held)),
             Event::Extended(token, held) => self.finish(token, Outcome::Extended(held)),
-            Event::Failed(token, failure) => self.finish(token, Outcome::Failed(failure)),
+            Event::Failed(token, failure) => self.finish(token, self.failed(failure)),
             Event::Lost(lease) => {
                 self.counts.losses += 1;
                 for ring in self.rings.iter().filter_map(std::sync::Weak::upgrade) {
@@ -207,7 +247,9 @@ impl State {
     }
 
     pub(super) fn finish(&mut self, token: u64, outcome: Outcome) {
-        if let Some(sink) = self.sinks.remove(&token) {
+        let sink = self.sinks.remove(&token);
+        debug_assert!(sink.is_some(), "call {token} has had its result");
+        if let Some(sink) = sink {
             sink.put(outcome, &mut self.wake);
         }
     }

@@ -2,24 +2,44 @@
 //!
 //! Callers write to a plain socket themselves when it takes the bytes at once: that saves a wake-up of the engine.
 //! The lock is held for moments only and never while anybody waits for the interpreter.
+//!
+//! The file is long because everything that may be done to the state under that lock stands in it; what is said to the
+//! server and what it answers have files of their own.
 
 mod answers;
+pub mod chased;
+#[cfg(all(test, feature = "shuttle"))]
+mod concurrency;
+mod kind;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod model;
 mod writing;
 
+use crate::chase::Waits;
 use crate::clock;
 use crate::registry::{Registry, Request, Step, Task};
 use crate::ring::{Ring, Sink};
 use crate::scripts::{COUNT, SUFFIXES, Script, tag};
+use crate::sync::{Mutex, MutexGuard, Notify};
 use crate::transport::{Direct, Target};
 use crate::wire::{self, Value};
 use crate::{Outcome, Settings};
 use bytes::{Bytes, BytesMut};
 use dotmac_core::lease::{Lease, Micros};
 use dotmac_core::locks::{Ask, Client, Command, Failure};
+use kind::Channels;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use std::sync::{Arc, PoisonError};
+
+/// Bytes that are not held back any longer, whatever else may still come to go with them.
+const MUCH: usize = 16 * 1024;
+
+/// Milliseconds that the server waits for its replicas at most, at a time.
+const REPLICAS_WAIT: &[u8] = b"10";
+
+/// Bits that number the requests of a partition; those above it are the partition's number.
+pub const REQUESTS: u32 = 40;
 
 /// An argument of a script that is not a lock script.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +52,8 @@ pub enum Arg {
     Gen,
     /// Where changes of the registry are announced.
     Channel,
+    /// What the channels of the sessions begin with.
+    Inbox,
 }
 
 /// A script call with keys of its own.
@@ -59,6 +81,8 @@ struct Pending {
 enum Expect {
     Command(Command),
     Call(u64),
+    /// How many replicas know what was written.
+    Replicas,
     Ignore,
 }
 
@@ -66,6 +90,7 @@ enum Expect {
 pub struct State {
     /// The lock protocol.
     pub client: Client,
+    channels: Channels,
     /// Where the session's inbox is.
     tag: String,
     inbox: String,
@@ -76,14 +101,25 @@ pub struct State {
     expected: VecDeque<Expect>,
     busy_since: Micros,
     hashes: Vec<Bytes>,
+    /// Which process serves: `run_id` of the server of this connection, or of the last one.
+    server_id: String,
+    /// Why `denied` was said: not for want of rights.
+    misconfigured: bool,
     loaded: [bool; COUNT],
+    /// What commands begin with, by script, for so many arguments.
+    starts: [Option<(usize, Bytes)>; COUNT],
     direct: Option<Direct>,
     connected: bool,
     sinks: HashMap<u64, Sink>,
     next_token: u64,
     calls: BTreeMap<u64, Pending>,
+    /// Who is told how many replicas know what was written: by the answer that is due, and by the one after it.
+    asked: Vec<Sink>,
+    asking: Vec<(u32, Sink)>,
     /// Instances of this process, and services that it follows.
     pub registry: Registry,
+    /// Who wants to know of requests that wait: only where there are several partitions.
+    waits: Option<Arc<Waits>>,
     echoes: Vec<Sink>,
     rings: Vec<std::sync::Weak<Ring>>,
     wake: Vec<Arc<Ring>>,
@@ -116,21 +152,28 @@ pub struct Node {
     pub notify: Notify,
     /// Where the server is.
     pub target: Target,
+    /// Number of the partition.
+    pub partition: usize,
 }
 
 impl Node {
     /// A partition of which nothing is known yet.
-    pub fn new(settings: &Settings) -> Self {
-        let tag = tag(&settings.namespace, 0);
+    pub fn new(settings: &Settings, partition: usize) -> Self {
+        let tag = tag(&settings.namespace, partition);
         let mut keys = BytesMut::new();
         wire::bulk(&mut keys, SUFFIXES.len().to_string().as_bytes());
         for suffix in SUFFIXES {
             wire::bulk(&mut keys, format!("{tag}:{suffix}").as_bytes());
         }
         let timeout = settings.target.request_timeout;
+        // Each partition's heartbeats have moments of their own.
+        let chance = settings.chance.wrapping_add(partition as u64);
+        let mut client = Client::new(settings.session.clone(), chance, timeout);
+        client.number_from((partition as u64) << REQUESTS);
         Self {
             state: Mutex::new(State {
-                client: Client::new(settings.session.clone(), settings.chance, timeout),
+                client,
+                channels: Channels::of(&settings.target),
                 inbox: format!("{tag}:inbox:"),
                 tag,
                 who: settings.who.clone(),
@@ -140,13 +183,19 @@ impl Node {
                 expected: VecDeque::new(),
                 busy_since: 0,
                 hashes: Vec::new(),
+                server_id: String::new(),
+                misconfigured: false,
                 loaded: [false; COUNT],
+                starts: [const { None }; COUNT],
                 direct: None,
                 connected: false,
                 sinks: HashMap::new(),
                 next_token: 0,
                 calls: BTreeMap::new(),
+                asked: Vec::new(),
+                asking: Vec::new(),
                 registry: Registry::default(),
+                waits: None,
                 echoes: Vec::new(),
                 rings: Vec::new(),
                 wake: Vec::new(),
@@ -156,6 +205,7 @@ impl Node {
             }),
             notify: Notify::new(),
             target: settings.target.clone(),
+            partition,
         }
     }
 
@@ -168,13 +218,14 @@ impl Node {
     /// With `flush` false nothing is written yet; the caller has promised to call `flush` soon.
     pub fn settle(&self, mut state: MutexGuard<'_, State>, flush: bool) -> bool {
         state.settle();
-        let idle = state.expected.len() <= 1;
-        let wrote = (flush || idle) && state.flush();
+        // So that the server works meanwhile, where many submit in one turn.
+        let flush = flush || state.out.len() >= MUCH;
+        let wrote = flush && state.flush();
         let engine = state.client.next_tick().min(state.next_call_timeout()) < state.armed;
         let wake = std::mem::take(&mut state.wake);
         let waiting = !state.out.is_empty();
         // Unsent bytes on a connection that only the engine may write to, or that takes no more at once.
-        let stuck = waiting && (flush || idle) && !wrote;
+        let stuck = waiting && flush && !wrote;
         drop(state);
         if engine || stuck {
             self.notify.notify_one();
@@ -182,7 +233,7 @@ impl Node {
         for ring in wake {
             ring.signal();
         }
-        waiting && !(flush || idle)
+        waiting && !flush
     }
 
     /// Writes what was held back.
@@ -236,6 +287,56 @@ impl State {
     /// Gives a lease back without anybody waiting for the answer.
     pub fn drop_lease(&mut self, lease: &Arc<Lease>) {
         self.client.release(clock::now(), lease, None);
+    }
+
+    /// Gives a lease up to whoever takes it over within a time.
+    pub fn offer(&mut self, lease: &Arc<Lease>, within: Micros, sink: Sink) {
+        let token = self.token(sink);
+        if !self.client.offer(clock::now(), lease, within, token) {
+            self.finish(token, Outcome::Released(false));
+        }
+    }
+
+    /// These scopes have come to wait for the owner of a request.
+    pub fn awaited(&mut self, request: u64, by: &[Arc<str>]) {
+        self.client.awaited(request, by);
+    }
+
+    /// Asks how many replicas know everything that was written so far, and waits for so many, for a moment: meanwhile
+    /// everything else that is asked for waits, too, heartbeats included. Who needs more time asks `again`.
+    pub fn replicas(&mut self, count: u32, again: bool, sink: Sink) {
+        if !self.open() {
+            let failure = self.client.absence();
+            sink.put(Outcome::Failed(failure), &mut self.wake);
+            return;
+        }
+        // The grant may have been written for us by another client, and the server knows only what we wrote ourselves.
+        if !again {
+            self.client.beat(clock::now());
+            self.settle();
+        }
+        self.asking.push((count, sink));
+        self.ask_replicas();
+    }
+
+    /// One question at a time, for all who asked meanwhile: many of them in a row would keep the heartbeats waiting for
+    /// as long as all of them take.
+    fn ask_replicas(&mut self) {
+        if self.asking.is_empty() || !self.asked.is_empty() {
+            return;
+        }
+        let count = self.asking.iter().map(|(count, _)| *count).max();
+        let count = count.unwrap_or(0).to_string();
+        wire::command(&mut self.out, &[b"WAIT", count.as_bytes(), REPLICAS_WAIT]);
+        self.asked = self.asking.drain(..).map(|(_, sink)| sink).collect();
+        self.expect(Expect::Replicas);
+    }
+
+    fn on_replicas(&mut self, outcome: &Outcome) {
+        for sink in std::mem::take(&mut self.asked) {
+            sink.put(outcome.clone(), &mut self.wake);
+        }
+        self.ask_replicas();
     }
 
     /// Changes a lease's length.
@@ -373,6 +474,9 @@ impl State {
         let mut next = Micros::MAX;
         if !self.closing {
             next = self.client.next_tick().min(self.next_call_timeout());
+            // Or each request after a pause would wake the engine, which had meant to sleep for longer, only to see
+            // that nothing is due.
+            next = next.min(self.client.next_look());
             if self.open() {
                 next = next.min(self.registry.next_due());
             }
@@ -391,6 +495,11 @@ impl State {
         if self.open() && now > due + self.client.session.interval() / 2 {
             self.counts.late_heartbeats += 1;
         }
+        let stalled = self
+            .rings
+            .iter()
+            .any(|ring| ring.upgrade().is_some_and(|ring| ring.stalled(now)));
+        self.client.stall(now, stalled);
         // After the end of the session was sent, a heartbeat would open another.
         if !self.closing {
             self.client.tick(now);
@@ -408,8 +517,8 @@ impl State {
             .collect();
         for id in late {
             if let Some(pending) = self.calls.remove(&id) {
-                let failure = self.client.absence();
-                pending.sink.put(Outcome::Failed(failure), &mut self.wake);
+                let outcome = self.failed(self.client.absence());
+                pending.sink.put(outcome, &mut self.wake);
             }
         }
         if self.connected
@@ -433,16 +542,20 @@ impl State {
         }
     }
 
-    /// The handshake is done: the session opens.
-    pub fn connected(&mut self, direct: Option<Direct>, hashes: Vec<Bytes>) {
+    /// The handshake is done: the session opens. `run_id` is what the server calls its own process.
+    pub fn connected(&mut self, direct: Option<Direct>, hashes: Vec<Bytes>, run_id: String) {
+        let elsewhere = !self.server_id.is_empty() && self.server_id != run_id;
         self.direct = direct;
         self.hashes = hashes;
+        self.server_id = run_id;
         self.loaded = [true; COUNT];
+        self.starts = [const { None }; COUNT];
         self.out.clear();
         self.expected.clear();
         self.connected = true;
+        self.misconfigured = false;
         self.counts.connections += 1;
-        self.client.connected(clock::now());
+        self.client.connected(clock::now(), elsewhere);
         self.settle();
     }
 
@@ -452,27 +565,32 @@ impl State {
         self.connected = false;
         self.out.clear();
         self.expected.clear();
+        let unknown = std::mem::take(&mut self.asking).into_iter();
+        for sink in std::mem::take(&mut self.asked)
+            .into_iter()
+            .chain(unknown.map(|(_, sink)| sink))
+        {
+            let failure = Failure::Unavailable(why.to_owned());
+            sink.put(Outcome::Failed(failure), &mut self.wake);
+        }
         self.client.disconnected(clock::now(), why.to_owned());
         self.registry.disconnected();
         self.settle();
     }
 
-    /// The credentials are refused.
-    pub fn denied(&mut self, why: &str) {
-        self.disconnected(why);
-        self.client.denied(why);
-        for (_, pending) in std::mem::take(&mut self.calls) {
-            pending.sink.put(
-                Outcome::Failed(Failure::Denied(why.to_owned())),
-                &mut self.wake,
-            );
-        }
-        self.settle();
+    /// Which server process the connection is to, or was to last; empty before the first.
+    pub fn server_id(&self) -> &str {
+        &self.server_id
     }
 
     /// Bytes that nobody could write yet.
     pub fn take_out(&mut self) -> BytesMut {
         self.out.split()
+    }
+
+    /// No answer is due.
+    pub fn idle(&self) -> bool {
+        self.expected.is_empty()
     }
 
     /// There are bytes to write.

@@ -1,9 +1,18 @@
 //! What is said to the server: commands of the protocol as bytes, and what is expected for each.
 
 use super::{Arg, Call, Expect, State};
-use crate::scripts::{SCRIPTS, SUFFIXES, Script};
+use crate::scripts::{self, SUFFIXES, Script};
 use crate::{clock, wire};
-use dotmac_core::locks::{Command, Heartbeat, Mode};
+use bytes::Bytes;
+use dotmac_core::locks::{Ask, Command, Heartbeat, Kind, Mode, Victim};
+
+/// The number of a request, unique on the server.
+fn numbered(sid: &str, id: u64) -> String {
+    [sid, ":", itoa::Buffer::new().format(id)].concat()
+}
+
+/// Locks that one script looks at when a session asks what is its own.
+const MINE_PAGE: &[u8] = b"500";
 
 impl State {
     pub(super) fn expect(&mut self, expect: Expect) {
@@ -15,7 +24,20 @@ impl State {
 
     pub(super) fn write_script(&mut self, script: Script, keys: Option<&[&str]>, args: &[&[u8]]) {
         let index = script as usize;
+        if let Some((length, start)) = &self.starts[index]
+            && keys.is_none()
+            && *length == args.len()
+            && self.loaded[index]
+        {
+            self.out.extend_from_slice(start);
+            for arg in args {
+                wire::bulk(&mut self.out, arg);
+            }
+            return;
+        }
         let count = keys.map_or(SUFFIXES.len(), <[_]>::len);
+        let from = self.out.len();
+        let by_hash = self.loaded[index] && index < self.hashes.len();
         wire::head(&mut self.out, 3 + count + args.len());
         match self.hashes.get(index) {
             Some(hash) if self.loaded[index] => {
@@ -24,7 +46,8 @@ impl State {
             }
             _ => {
                 self.out.extend_from_slice(b"$4\r\nEVAL\r\n");
-                wire::bulk(&mut self.out, SCRIPTS[index].1.as_bytes());
+                let text = scripts::text(index, self.sharded());
+                wire::bulk(&mut self.out, text.as_bytes());
                 self.loaded[index] = index < self.hashes.len();
             }
         }
@@ -36,6 +59,10 @@ impl State {
                     wire::bulk(&mut self.out, format!("{}:{suffix}", self.tag).as_bytes());
                 }
             }
+        }
+        if by_hash && keys.is_none() {
+            // All commands of one script and as many arguments begin alike, up to the keys.
+            self.starts[index] = Some((args.len(), Bytes::copy_from_slice(&self.out[from..])));
         }
         for arg in args {
             wire::bulk(&mut self.out, arg);
@@ -51,6 +78,7 @@ impl State {
         let sid = self.client.session.sid();
         let gen_ = self.client.session.gen_.to_string();
         let channel = self.registry_channel();
+        let inbox = self.inbox.clone();
         let args: Vec<&[u8]> = call
             .args
             .iter()
@@ -59,6 +87,7 @@ impl State {
                 Arg::Sid => sid.as_bytes(),
                 Arg::Gen => gen_.as_bytes(),
                 Arg::Channel => channel.as_bytes(),
+                Arg::Inbox => inbox.as_bytes(),
             })
             .collect();
         self.write_script(call.script, Some(call.keys), &args);
@@ -86,9 +115,15 @@ impl State {
                 let Some(request) = self.client.request(*id) else {
                     return false;
                 };
-                let (ask, sid) = (request.ask.clone(), request.sid.clone());
-                let number = format!("{sid}:{id}");
-                let owner = format!("{sid}/{}", ask.owner);
+                let (ask, sid, rank) = (
+                    request.ask.clone(),
+                    request.sid.clone(),
+                    request.rank.clone(),
+                );
+                let number = numbered(&sid, *id);
+                let owners = self.owners(&ask);
+                let unusual = self.unusual(*id, &ask);
+                let waiting = self.waiting(&ask, rank.as_deref());
                 self.write_script(
                     Script::Acquire,
                     None,
@@ -96,12 +131,41 @@ impl State {
                         ask.name.as_bytes(),
                         sid.as_bytes(),
                         a.format(self.client.session.gen_).as_bytes(),
-                        owner.as_bytes(),
+                        owners.as_bytes(),
                         b.format(ask.timeout / 1000).as_bytes(),
                         number.as_bytes(),
                         c.format(ask.since).as_bytes(),
-                        if ask.fixed { b"@" } else { b"" },
+                        unusual.as_bytes(),
                         if ask.wait { b"w" } else { b"t" },
+                        waiting.as_bytes(),
+                        ask.place.as_bytes(),
+                        inbox,
+                    ],
+                );
+            }
+            Command::Assert(ids) => return self.write_assert(ids, inbox),
+            Command::Mine(cursor) => {
+                let sid = self.client.session.sid();
+                self.write_script(
+                    Script::Mine,
+                    None,
+                    &[a.format(*cursor).as_bytes(), MINE_PAGE, sid.as_bytes()],
+                );
+            }
+            Command::Offer {
+                name,
+                fence,
+                within,
+            } => {
+                let sid = self.client.session.sid();
+                self.write_script(
+                    Script::Offer,
+                    None,
+                    &[
+                        name.as_bytes(),
+                        a.format(*fence).as_bytes(),
+                        b.format(within / 1000).as_bytes(),
+                        sid.as_bytes(),
                         inbox,
                     ],
                 );
@@ -114,7 +178,7 @@ impl State {
                 );
             }
             Command::Cancel { request, sid, name } => {
-                let number = format!("{sid}:{request}");
+                let number = numbered(sid, *request);
                 self.write_script(
                     Script::Cancel,
                     None,
@@ -131,7 +195,7 @@ impl State {
                     Script::Extend,
                     None,
                     &[
-                        lease.name.as_bytes(),
+                        lease.name().as_bytes(),
                         a.format(lease.fence).as_bytes(),
                         b.format(timeout).as_bytes(),
                         sid.as_bytes(),
@@ -145,12 +209,106 @@ impl State {
         true
     }
 
+    /// Whose a lock is, on the server: the same scope has the same name in every session of this process.
+    fn owner(&self, scope: &str) -> String {
+        if scope.starts_with('=') {
+            scope.to_owned()
+        } else {
+            [self.client.session.seed(), "/", scope].concat()
+        }
+    }
+
+    pub(super) fn owners(&self, ask: &Ask) -> String {
+        let mut owners = self.owner(&ask.owner);
+        for scope in &ask.awaited_by {
+            owners.push('\u{1}');
+            owners.push_str(&self.owner(scope));
+        }
+        owners
+    }
+
+    /// What keeps a request off the script's fast path; mostly nothing.
+    fn unusual(&self, id: u64, ask: &Ask) -> String {
+        let mut said = String::new();
+        if self.client.is_resent(id) {
+            said.push('!');
+        }
+        if ask.fixed {
+            said.push('@');
+        }
+        if !ask.awaited_by.is_empty() {
+            said.push('p');
+        }
+        if ask.numbered {
+            said.push('n');
+        }
+        if ask.kind != Kind::Exclusive {
+            said.push_str(&ask.kind.to_string());
+        }
+        if let Some(fence) = ask.offered {
+            said.push('a');
+            said.push_str(&fence.to_string());
+        }
+        said
+    }
+
+    /// What matters only to those who wait, where it is not the usual.
+    fn waiting(&self, ask: &Ask, rank: Option<&str>) -> String {
+        let held = self.client.held_by(&ask.owner);
+        if ask.priority == 0 && ask.victim == Victim::Youngest && held == 0 && rank.is_none() {
+            return String::new();
+        }
+        let policy = match ask.victim {
+            Victim::Youngest => 'y',
+            Victim::LowestPriority => 'p',
+            Victim::FewestLocks => 'l',
+            Victim::Closer => 's',
+        };
+        // Four digits each, the lowest for the highest priority.
+        let order = 5_000 - i32::from(ask.priority);
+        let rank = rank.unwrap_or_default();
+        format!("{order:04} {policy} {held} {rank}")
+    }
+
+    /// False if nothing of it is held any more.
+    fn write_assert(&mut self, ids: &[u64], inbox: &[u8]) -> bool {
+        let (sid, now) = (self.client.session.sid(), clock::now());
+        let mut cells = vec![sid.clone(), self.client.session.gen_.to_string()];
+        for lease in ids.iter().filter_map(|id| self.client.lease(*id)) {
+            let ask = &lease.ask;
+            let left = lease.valid_until().saturating_sub(now).div_ceil(1000);
+            cells.extend([
+                ask.name.to_string(),
+                lease.fence.to_string(),
+                self.owner(&ask.owner),
+                (lease.timeout() / 1000).to_string(),
+                if ask.fixed {
+                    left.to_string()
+                } else {
+                    String::new()
+                },
+                format!("{sid}:{}", lease.id),
+                ask.since.to_string(),
+                ask.kind.to_string(),
+                ask.place.to_string(),
+            ]);
+        }
+        if cells.len() == 2 {
+            return false;
+        }
+        let mut args: Vec<&[u8]> = cells.iter().map(String::as_bytes).collect();
+        args.push(inbox);
+        self.write_script(Script::Assert, None, &args);
+        true
+    }
+
     pub(super) fn write_heartbeat(&mut self, heartbeat: &Heartbeat, inbox: &[u8]) {
         let opening = heartbeat.mode != Mode::Keep;
         if opening {
             // Its confirmation comes as a push, so nothing is expected for it.
             let channel = [inbox, heartbeat.sid.as_bytes()].concat();
-            wire::command(&mut self.out, &[b"SUBSCRIBE", &channel]);
+            let subscribe = self.subscribe();
+            wire::command(&mut self.out, &[subscribe, &channel]);
         }
         let who = if opening {
             self.who.clone()
@@ -164,19 +322,26 @@ impl State {
             .iter()
             .map(|(_, fence)| fence.to_string())
             .collect();
-        let mode: &[u8] = match heartbeat.mode {
-            Mode::Open => b"n",
-            Mode::Resume => b"r",
-            Mode::Keep => b"h",
+        let mode = match (heartbeat.mode, &heartbeat.knew) {
+            (Mode::Open, None) => String::from("n"),
+            (Mode::Open, Some(epoch)) => format!("k{epoch}"),
+            (Mode::Resume, _) => String::from("r"),
+            (Mode::Keep, _) => String::from("h"),
+        };
+        let server = if opening {
+            self.server_id.clone()
+        } else {
+            String::new()
         };
         let mut args: Vec<&[u8]> = vec![
             heartbeat.sid.as_bytes(),
             gen_.as_bytes(),
             stamp.as_bytes(),
             longest.as_bytes(),
-            mode,
+            mode.as_bytes(),
             who.as_bytes(),
             heartbeat.acknowledge.as_bytes(),
+            server.as_bytes(),
         ];
         for ((name, _), fence) in heartbeat.claims.iter().zip(&fences) {
             args.push(name.as_bytes());

@@ -1,21 +1,50 @@
--- ARGV 1 sid 2 gen 3 stamp 4 longest lease ms 5 mode: "n" open a new session, "r" resume one, "h" keep it
+-- ARGV 1 sid 2 gen 3 stamp 4 longest lease ms
+--      5 mode: "n" open a new session, "k"epoch the same by one who knew that life of the data, "r" resume one, "h" keep it
 --      6 who it is (JSON, where opened) 7 revocations acknowledged, as they were sent
---      8.. pairs lock, fence that are claimed; last: prefix of the inbox channels
--- Replies {1, epoch, stamp, revocations, accepted fences...}; {0, epoch} no such session; {-3} older generation
-local sid, gen, stamp, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]
-local now = judge(KEYS[5])
-local epoch = redis.call('HGET', KEYS[5], 'e')
-if not epoch then
-  local t = redis.call('TIME')
-  epoch = t[1] .. string.format('%06d', t[2])
-  redis.call('HSET', KEYS[5], 'e', epoch)
+--      8 which process serves, where opened or resumed 9.. pairs lock, fence that are claimed; last: prefix of the inbox channels
+-- Replies {1, epoch, stamp, revocations, ms until something comes due or -1, 1 where leases can be taken back,
+--          accepted fences...}; {0, epoch} no such session; {-3} older generation
+local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH, DEAD = 3000, 700, 5, 10000, 50, 1000000000000000
+local sid, gen, stamp, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]:sub(1, 1)
+local now = judge(KEYS[5], true)
+local m = redis.call('HMGET', KEYS[5], 'e', 'i', 'y', 'b', 'f')
+local epoch, taking_back = m[1], tonumber(m[3]) or 0
+
+-- Until then nothing is granted, so that those who held something before the data was lost can take it back.
+local function wait_until(ends)
+  grace_ends = math.max(grace_ends, ends)
+  redis.call('HSET', KEYS[5], 'z', text(grace_ends))
 end
+
+if not epoch then
+  epoch = text(micros())
+  taking_back = now + TAKING_BACK
+  redis.call('HSET', KEYS[5], 'e', epoch, 'i', ARGV[8], 'b', text(now), 'y', text(taking_back))
+  -- A newcomer can't know whether there was anything. A server that has just started may have lost it.
+  if mode == 'k' then
+    wait_until(now + GRACE)
+  elseif (tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(%-?%d+)')) or 0) < YOUNG then
+    wait_until(now + SHORT_GRACE)
+  end
+elseif mode == 'k' and ARGV[5]:sub(2) ~= epoch and (tonumber(m[5]) or 0) < SEEDED then
+  local ends = (tonumber(m[4]) or 0) + GRACE
+  if ends > now then wait_until(ends) end
+end
+if ARGV[8] ~= '' and m[1] and m[2] ~= ARGV[8] then
+  -- Another process serves the same data, perhaps without the last of it: numbers that it gave out are not given again.
+  taking_back = now + TAKING_BACK
+  redis.call('HSET', KEYS[5], 'i', ARGV[8], 'y', text(taking_back))
+  if (tonumber(m[5]) or 0) >= SEEDED then
+    redis.call('HSET', KEYS[5], 'f', text(math.max(micros(), m[5] + 1000000)))
+  end
+end
+
 local s = redis.call('HGET', KEYS[1], sid)
 if s then
   local had_gen, had_stamp = s:match('^(%d+) (%d+)')
   if tonumber(had_gen) > gen then return {-3} end
   stamp = math.max(stamp, tonumber(had_stamp))
-elseif mode ~= 'n' then
+elseif mode ~= 'n' and mode ~= 'k' then
   return {0, epoch}
 end
 local ends = now + ARGV[4]
@@ -28,56 +57,70 @@ if taken and ARGV[7] ~= '' and taken:sub(1, #ARGV[7]) == ARGV[7] then
   taken = taken:sub(#ARGV[7] + 1)
   if taken == '' then redis.call('HDEL', KEYS[1], '!' .. sid) else redis.call('HSET', KEYS[1], '!' .. sid, taken) end
 end
-local reply = {1, epoch, text(stamp), taken or ''}
-for i = 8, #ARGV - 2, 2 do
-  local h = redis.call('HGET', KEYS[2], ARGV[i])
-  if h and h:sub(2, #ARGV[i + 1] + 2) == ARGV[i + 1] .. '\0' then
+local accepted = {}
+for i = 9, #ARGV - 2, 2 do
+  local h, field = held_under(ARGV[i], ARGV[i + 1])
+  -- After a failover it may still be his who has offered it to this session.
+  if h and select(3, parse(h)) == sid then
     local flag = h:byte(1)
-    if flag == 117 then redis.call('HSET', KEYS[2], ARGV[i], '-' .. h:sub(2))
-    elseif flag == 85 then redis.call('HSET', KEYS[2], ARGV[i], '+' .. h:sub(2)) end
-    reply[#reply + 1] = ARGV[i + 1]
+    if flag == 117 then redis.call('HSET', KEYS[2], field, '-' .. h:sub(2))
+    elseif flag == 85 then redis.call('HSET', KEYS[2], field, '+' .. h:sub(2)) end
+    accepted[#accepted + 1] = ARGV[i + 1]
   end
 end
 
 -- What has come due: locks that are waited for, and sessions.
-local dead = false
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', now, 'LIMIT', 0, 20)) do
+-- The dead are put aside, where the scores of the living end, until their leases were found; a heartbeat brings one back.
+local members = redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', now, 'LIMIT', 0, BATCH)
+for _, member in ipairs(members) do
   if member:byte(1) ~= 33 then
-    dead = true
+    redis.call('ZADD', KEYS[6], text(DEAD + now), member)
   else
     local name = member:sub(2)
-    local h = redis.call('HGET', KEYS[2], name)
     redis.call('ZREM', KEYS[6], member)
-    if h and left(h, now) <= 0 then
-      revoke(h, 'expired')
-      grant_next(name, now)
-    elseif h and waited_for(h) then
-      look_after(name, now + left(h, now))
+    local h, taken, rest = prune(name, redis.call('HGET', KEYS[2], name), now)
+    if taken or not h or nobody(h) then
+      if taken and not h and grace_ends <= now then h = call_waiters(name, now) end
+      serve(name, h, now)
+      -- Those who still hold it are looked after as before.
+      if rest > 0 then look_after(name, math.max(now + rest, grace_ends)) end
+    elseif waited_for(h) then
+      look_after(name, math.max(now + rest, grace_ends))
     end
   end
 end
 
 -- Sweep, a few entries per heartbeat and only while some session is dead: what it held goes to those who wait.
-if dead then
+if redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), '+inf', 'LIMIT', 0, 1)[1] then
   local cursor = redis.call('HGET', KEYS[5], 'c') or '0'
   if cursor == '0' then redis.call('HSET', KEYS[5], 'p', text(now)) end
   local page = redis.call('HSCAN', KEYS[2], cursor, 'COUNT', 20)
   for i = 1, #page[2], 2 do
+    local field, rec = page[2][i], page[2][i + 1]
     -- A page may name an entry twice: the second time it is somebody else's.
-    if left(page[2][i + 1], now) <= 0 and redis.call('HGET', KEYS[2], page[2][i]) == page[2][i + 1] then
-      revoke(page[2][i + 1], 'expired')
-      grant_next(page[2][i], now)
+    if not several(rec) and left(rec, now) <= 0 and redis.call('HGET', KEYS[2], field) == rec then
+      local name = field:match('^[^%z]*')
+      revoke(rec, 'expired')
+      local h = drop(name, redis.call('HGET', KEYS[2], name), field)
+      if not h and grace_ends <= now then h = call_waiters(name, now) end
+      serve(name, h, now)
     end
   end
   redis.call('HSET', KEYS[5], 'c', page[1])
   if page[1] == '0' then
-    local ended = redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', redis.call('HGET', KEYS[5], 'p'), 'LIMIT', 0, 50)
-    for _, d in ipairs(ended) do
-      if d:byte(1) ~= 33 then
-        redis.call('HDEL', KEYS[1], d, '@' .. d, '!' .. d)
-        redis.call('ZREM', KEYS[6], d)
-      end
+    local begun = text(DEAD + redis.call('HGET', KEYS[5], 'p'))
+    for _, d in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), begun, 'LIMIT', 0, BATCH)) do
+      redis.call('HDEL', KEYS[1], d, '@' .. d, '!' .. d)
+      redis.call('ZREM', KEYS[6], d)
     end
   end
 end
-return reply
+
+local due = -1
+if #members == BATCH then
+  due = 0
+else
+  local next_one = redis.call('ZRANGEBYSCORE', KEYS[6], '(' .. text(now), '(' .. text(DEAD), 'WITHSCORES', 'LIMIT', 0, 1)
+  if next_one[2] then due = math.ceil(tonumber(next_one[2]) - now) end
+end
+return {1, epoch, text(stamp), taken or '', due, taking_back > now and 1 or 0, unpack(accepted)}

@@ -4,25 +4,67 @@
 
 from __future__ import annotations
 
-from dotmac.platform.audit_trail.reports.spec import PERIOD, TIME, SectionSpec, Spec, counted, listing, named
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SPEC"]
+from dotmac.platform.audit_trail.reports.spec import (
+    PERIOD,
+    TARGET,
+    TIME,
+    ChartSpec,
+    SectionSpec,
+    Spec,
+    Unanswered,
+    computed,
+    counted,
+    listing,
+    named,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dotmac.platform.audit_trail.reports.facts import Facts
+    from dotmac.platform.audit_trail.reports.spec import Cell
+
+__all__ = ["OPERATION", "SPEC"]
 
 _RECORDS = "e.category IN ('data_access', 'data_change', 'data_export')"
-_PATIENT = "coalesce(e.metadata->>'patient_id', CASE WHEN e.resource_type = 'patient' THEN e.resource_id END)"
+_PATIENT = "coalesce(e.metadata->>'patient_id', CASE WHEN e.resource_type = 'patient' THEN e.resource_id END, e.subject_id)"
+_THIS_PATIENT = f"($subject IS NULL OR {_PATIENT} = $subject)"
+# What was done to a record, by the words of the action, else by the category.
+OPERATION = f"""CASE
+    WHEN {named("print", "printed")} THEN 'printed'
+    WHEN e.category = 'data_export' OR {named("export", "exported", "download", "downloaded", "disclose", "disclosed")} THEN 'exported'
+    WHEN {named("delete", "deleted", "remove", "removed", "erase", "erased")} THEN 'deleted'
+    WHEN {named("create", "created", "add", "added", "insert", "inserted")} THEN 'created'
+    WHEN e.category = 'data_change' THEN 'updated'
+    ELSE 'read' END"""
 _DISABLED = f"""
     SELECT gone.who AS "user", gone.at AS disabled_at, {TIME} AS time, e.action, e.outcome,
         host(e.ip_address) AS address
-    FROM (SELECT coalesce(e.metadata->>'target_user', e.resource_id) AS who, min(e.occurred_at) AS since,
-            min({TIME}) AS at
+    FROM (SELECT {TARGET} AS who, e.tenant_id AS realm, min(e.occurred_at) AS since, min({TIME}) AS at
           FROM audit_events e
-          WHERE e.occurred_at < $2 AND ($3::text IS NULL OR e.tenant_id = $3) AND e.outcome = 'success'
+          WHERE e.occurred_at < $end AND ($tenant IS NULL OR e.tenant_id = $tenant) AND e.outcome = 'success'
             AND {named("disable", "disabled", "deactivate", "deactivated", "terminate", "terminated")}
-            AND (e.resource_type = 'user' OR e.metadata ? 'target_user')
-          GROUP BY 1) gone
+            AND {TARGET} IS NOT NULL
+          GROUP BY 1, 2) gone
     JOIN audit_events e ON e.user_id = gone.who AND e.occurred_at > gone.since
+        AND e.tenant_id IS NOT DISTINCT FROM gone.realm
     WHERE {PERIOD} ORDER BY e.occurred_at, e.id
 """  # noqa: S608 (constants of ours)
+_SIX_YEARS = 2_190
+_PATIENT_NEEDED = (
+    "Name the patient: metadata.patient_id, or resource_type 'patient' with the id as resource_id."
+)
+
+
+def _retention(_: Sequence[dict[str, Any]], facts: Facts) -> list[tuple[Cell, ...]]:
+    days = facts.retention_days
+    return [
+        ("Retention that the settings ask for", f"{days} days", "six years (2,190 days)", "met" if days >= _SIX_YEARS else "not met: raise AUDIT_TRAIL_RETENTION_DAYS"),
+        ("Oldest event in the log", facts.completeness["oldest_event"], "six years back, once the log is that old", "see the date"),
+    ]  # fmt: skip
+
 
 SPEC = Spec(
     "hipaa",
@@ -33,17 +75,26 @@ SPEC = Spec(
             "Log-on attempts",
             "164.312(b), 164.308(a)(5)(ii)(C)",
             "e.category = 'authentication'",
-            "time user tenant address user_agent application action outcome method anomaly_score anomaly_reason",
+            "time user tenant address device application action outcome method anomaly_score anomaly_reason",
             "No log-on was logged in the period.",
+            needed="Log log-ons in the category AUTHENTICATION; device (or user_agent), application and method are keys of metadata.",
+        ),
+        counted(
+            "records_by_operation",
+            "Records created, read, updated, deleted, printed, exported",
+            "164.312(b)",
+            f"{_RECORDS} AND {_THIS_PATIENT}",
+            {"operation": OPERATION, "outcome": "e.outcome"},
+            "No access to records was logged in the period.",
         ),
         counted(
             "records_by_user",
-            "Records created, read, updated, deleted, printed, exported, per user",
+            "Operations on records, per user",
             "164.312(b)",
-            _RECORDS,
+            f"{_RECORDS} AND {_THIS_PATIENT}",
             {
-                '"user"': "coalesce(e.user_id, '(none)')",
-                "category": "e.category",
+                "user": "coalesce(e.user_id, '(none)')",
+                "operation": OPERATION,
                 "action": "e.action",
                 "outcome": "e.outcome",
             },
@@ -53,14 +104,44 @@ SPEC = Spec(
             "records_by_patient",
             "Accounting of access, per patient",
             "164.312(b), 164.528",
-            f"{_RECORDS} AND {_PATIENT} IS NOT NULL",
+            f"{_RECORDS} AND {_PATIENT} IS NOT NULL AND {_THIS_PATIENT}",
             {
                 "patient": _PATIENT,
-                '"user"': "coalesce(e.user_id, '(none)')",
+                "user": "coalesce(e.user_id, '(none)')",
                 "action": "e.action",
                 "outcome": "e.outcome",
             },
             "No event of the period names a patient (metadata.patient_id, or a resource of type patient).",
+            needed=_PATIENT_NEEDED,
+        ),
+        SectionSpec(
+            name="accounting_of_disclosures",
+            title="Every access and disclosure, for the patient asked about (all patients: exports only)",
+            control="164.528(b)(2)",
+            columns=(
+                "time",
+                "patient",
+                "user",
+                "operation",
+                "recipient",
+                "purpose",
+                "data_category",
+                "resource_type",
+                "resource_id",
+                "outcome",
+                "event",
+            ),
+            sql=f"""
+                SELECT {TIME} AS time, {_PATIENT} AS patient, e.user_id AS "user", {OPERATION} AS operation,
+                    e.metadata->>'recipient' AS recipient, e.metadata->>'purpose' AS purpose,
+                    e.metadata->>'data_category' AS data_category, e.resource_type, e.resource_id, e.outcome,
+                    e.id::text AS event
+                FROM audit_events e WHERE {PERIOD} AND {_RECORDS} AND {_PATIENT} IS NOT NULL
+                    AND ($subject = {_PATIENT} OR ($subject IS NULL AND ({OPERATION}) = 'exported'))
+                ORDER BY e.occurred_at, e.id
+            """,  # noqa: S608 (constants of ours)
+            empty="No disclosure was logged in the period, and no access for a patient asked about.",
+            needed=f"{_PATIENT_NEEDED} Give subject_id for one patient's whole accounting; recipient, purpose and data_category are keys of metadata.",
         ),
         listing(
             "break_glass",
@@ -69,14 +150,16 @@ SPEC = Spec(
             f"e.metadata->>'break_glass' = 'true' OR {named('break_glass', 'breakglass', 'emergency_access')}",
             "time user tenant address action resource_type resource_id patient_id justification outcome",
             "No break-glass use was logged in the period.",
+            needed="Log emergency access as an action *.break_glass, or with metadata break_glass: true, and its justification.",
         ),
         SectionSpec(
-            "disabled_users",
-            "Activity of users after they were disabled or terminated",
-            "164.308(a)(3)(ii)(C)",
-            ("user", "disabled_at", "time", "action", "outcome", "address"),
-            _DISABLED,
-            "No user acted after a logged disabling; accounts disabled without an event can't be seen here.",
+            name="disabled_users",
+            title="Activity of users after they were disabled or terminated",
+            control="164.308(a)(3)(ii)(C)",
+            columns=("user", "disabled_at", "time", "action", "outcome", "address"),
+            sql=_DISABLED,
+            empty="No user acted after a logged disabling; accounts disabled without an event can't be seen here.",
+            needed="Log user.disable or user.terminate with resource_type 'user' and the user as resource_id (or metadata.target_user).",
         ),
         listing(
             "privilege_changes",
@@ -89,13 +172,15 @@ SPEC = Spec(
                 "permission",
                 "permissions",
                 "privilege",
+                "privileges",
                 "grant",
                 "granted",
                 "revoke",
                 "revoked",
             ),
-            "time user tenant action resource_type resource_id requester approver ticket outcome",
+            "time user tenant action target_user resource_type resource_id requester approver ticket outcome",
             "No change of privileges was logged in the period.",
+            needed="Log role.grant, role.revoke and the like; target_user, requester, approver and ticket are keys of metadata.",
         ),
         listing(
             "review_log",
@@ -103,15 +188,40 @@ SPEC = Spec(
             "164.308(a)(1)(ii)(D)",
             f"{named('review', 'reviewed')} AND (e.action ~* 'audit' OR e.resource_type ~* 'audit')",
             "time user tenant action period findings outcome",
-            "No review of the log was logged in the period: log it as action 'audit.review' with period and "
-            "findings.",
+            "No review of the log was logged in the period.",
+            needed="Log reviews as action 'audit.review' with period and findings in metadata.",
+        ),
+        computed(
+            "retention",
+            "Retention of six years",
+            "164.316(b)(2)(i)",
+            "what found required verdict",
+            _retention,
+            "Nothing is known of the retention.",
         ),
     ),
     (
-        (
-            "Retention of six years, 164.316(b)(2)(i): see the oldest event in the completeness block and the "
-            "configured retention; older backups are not visible to the log."
+        Unanswered(
+            "164.312(b)",
+            "Printing, export and viewing outside of the applications that log here",
+            "What no application logged is not in the log.",
+            "Logs of print servers, workstations and data loss prevention.",
         ),
-        "Printing and export outside of the application are not in the log.",
+        Unanswered(
+            "164.316(b)(2)(i)",
+            "Retention of policies, procedures and older backups",
+            "The log knows of its own events only.",
+            "The document store, and the register of backups.",
+        ),
+        Unanswered(
+            "164.308(a)(3)",
+            "The workforce: who left, and when",
+            "Staff records are kept elsewhere; the log has the disabling of accounts that was logged.",
+            "A list of leavers from the staff system, to set beside the disabled users.",
+        ),
+    ),
+    (
+        ChartSpec("records_by_operation", "Operations on records", "operation"),
+        ChartSpec("records_by_patient", "Accesses by patient", "patient"),
     ),
 )

@@ -1,0 +1,1 @@
+"""Exports of the trail to files and streams, and reading them back."""

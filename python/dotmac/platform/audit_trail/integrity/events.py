@@ -1,0 +1,324 @@
+"""The stored events against their segments: copied in binary, hashed and compared in Rust.
+
+Segments are taken in the order of their ids, a few thousand at a time, each time with every event that says
+to be in one of that stretch. The stretches leave no gap, so an event with an invented segment is seen, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from dotmac.platform import _native
+from dotmac.platform.audit_trail.ids import from_micros, micros
+from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import asyncpg
+
+    from dotmac.platform.audit_trail.integrity.verify import Scope
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+__all__ = ["check_events", "check_uncovered", "copy_events"]
+
+_BLOCK = 20_000
+_CHUNK_EVENTS = 100_000
+_PIECE = 1 << 20
+_FIRST = UUID(int=0)
+_LAST = UUID(int=(1 << 128) - 1)
+_NAMED = 100
+_GONE = frozenset({FindingKind.EVENT_MISSING, FindingKind.EVENTS_TRUNCATED, FindingKind.SEGMENT_EMPTIED})
+_TEXTS = {
+    FindingKind.EVENT_CHANGED: "event {event} (place {place} of segment {segment}) is not what was stored",
+    FindingKind.EVENT_MISSING: "the event at place {place} of segment {segment} is gone",
+    FindingKind.EVENTS_TRUNCATED: "the events from place {place} on of segment {segment} are gone",
+    FindingKind.SEGMENT_EMPTIED: "all events of segment {segment} are gone",
+    FindingKind.EVENT_INSERTED: "event {event} was not stored with segment {segment}",
+    FindingKind.EVENT_REORDERED: "event {event} of segment {segment} was moved",
+    FindingKind.EVENTS_CHANGED: "the events of segment {segment} are not what was stored",
+    FindingKind.TENANT_SWAPPED: "event {event} of segment {segment} says another tenant than the segment",
+    FindingKind.CLOCK_REWOUND: "event {event} says another time of recording than segment {segment}",
+    FindingKind.SEGMENT_CHANGED: "the leaf hashes of segment {segment} are not what was stored",
+}
+
+
+async def check_events(connection: Connection, scope: Scope) -> None:
+    """Check every event of the segments in scope."""
+    report = scope.report
+    where, values = scope.segments()
+    total = await connection.fetchval(
+        f"SELECT coalesce(sum(size), 0)::bigint FROM audit_segments s WHERE {where}",  # noqa: S608 (conditions of ours)
+        *values,
+    )
+    scope.tell("events", 0, total)
+    after, low = _FIRST, _FIRST
+    while True:
+        block = await connection.fetch(
+            "SELECT id, tenant_id, size, root, recorded_at, recorded_tx, first_at, last_at "  # noqa: S608 (as above)
+            f"FROM audit_segments s WHERE {where} AND id > ${len(values) + 1} ORDER BY id LIMIT {_BLOCK}",
+            *values,
+            after,
+        )
+        last = len(block) < _BLOCK
+        chunks = list(_chunks(block)) or [block]
+        for number, chunk in enumerate(chunks):
+            ends = last and number == len(chunks) - 1
+            if not chunk and scope.is_partial:
+                break
+            high = _LAST if ends and not scope.is_partial else chunk[-1]["id"]
+            if scope.is_partial:
+                low = chunk[0]["id"]
+            await _check_chunk(connection, scope, chunk, low, high)
+            low = _after(high)
+            report.segments += len(chunk)
+            scope.tell("events", report.events, total)
+        if last:
+            return
+        after = block[-1]["id"]
+
+
+def _chunks(block: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
+    begin = events = 0
+    for place, row in enumerate(block):
+        if place > begin and events + row["size"] > _CHUNK_EVENTS:
+            yield block[begin:place]
+            begin, events = place, 0
+        events += row["size"]
+    if block:
+        yield block[begin:]
+
+
+def _after(value: UUID) -> UUID:
+    return UUID(int=min(value.int + 1, _LAST.int))
+
+
+async def _check_chunk(
+    connection: Connection, scope: Scope, chunk: Sequence[asyncpg.Record], low: UUID, high: UUID
+) -> None:
+    segments = {row["id"]: row for row in chunk}
+    leaves = {
+        row["id"]: row["leaves"]
+        for row in await connection.fetch(
+            "SELECT id, leaves FROM audit_segments WHERE id = ANY($1::uuid[])", list(segments)
+        )
+    }
+    check = _native.SegmentCheck(
+        [
+            (
+                row["id"].bytes,
+                row["tenant_id"],
+                row["size"],
+                row["root"],
+                leaves.get(row["id"]),
+                micros(row["recorded_at"]),
+                row["recorded_tx"],
+            )
+            for row in chunk
+        ]
+    )
+    await copy_events(connection, f"segment BETWEEN '{low}' AND '{high}'", check.feed)
+    findings, untold, strangers, events = check.finish()
+    scope.report.events += events - sum(count for _, count, _ in strangers)
+    gone: dict[UUID, int] = {}
+    for kind, segment, place, event, expected, found in findings:
+        row = segments[UUID(bytes=segment)]
+        named = FindingKind(kind)
+        if named in _GONE and scope.drops.months(row["first_at"], row["last_at"], row["recorded_at"]):
+            gone[row["id"]] = int(found.split()[0]) if named is not FindingKind.EVENT_MISSING else -1
+            continue
+        scope.report.add(_finding(named, row, place, event, expected, found))
+    scope.report.untold += untold
+    await _count_dropped(connection, scope, gone, segments)
+    await _name_strangers(connection, scope, [UUID(bytes=segment) for segment, _, _ in strangers])
+
+
+def _finding(
+    kind: FindingKind,
+    row: asyncpg.Record,
+    place: int | None,
+    event: bytes | None,
+    expected: str,
+    found: str,
+) -> Finding:
+    event_id = None if event is None else UUID(bytes=event)
+    if kind is FindingKind.CLOCK_REWOUND:
+        expected, found = _time(expected), _time(found)
+    return Finding(
+        kind=kind,
+        text=_TEXTS[kind].format(event=event_id, place=place, segment=row["id"]),
+        tenant_id=row["tenant_id"],
+        event_id=event_id,
+        segment=row["id"],
+        place=place,
+        expected=expected,
+        found=found,
+    )
+
+
+def _time(value: str) -> str:
+    try:
+        return from_micros(int(value)).isoformat()
+    except OverflowError:
+        return value  # infinity
+
+
+async def _count_dropped(
+    connection: Connection, scope: Scope, gone: dict[UUID, int], segments: dict[UUID, asyncpg.Record]
+) -> None:
+    for segment, there in gone.items():
+        row = segments[segment]
+        if there < 0:
+            there = await connection.fetchval("SELECT count(*) FROM audit_events WHERE segment = $1", segment)  # noqa: PLW2901
+        missing = row["size"] - there
+        scope.report.dropped += missing
+        scope.drops.excuse(
+            scope.drops.months(row["first_at"], row["last_at"], row["recorded_at"]), max(0, missing)
+        )
+        if there and await connection.fetchval(
+            "SELECT leaves IS NULL FROM audit_segments WHERE id = $1", segment
+        ):
+            scope.report.add(
+                Finding(
+                    kind=FindingKind.SEGMENT_CHANGED,
+                    text=f"segment {segment} has no leaf hashes: what retention left of it can't be checked",
+                    tenant_id=row["tenant_id"],
+                    segment=segment,
+                    expected="leaf hashes",
+                    found="none",
+                )
+            )
+
+
+async def _name_strangers(connection: Connection, scope: Scope, strangers: list[UUID]) -> None:
+    """Events of segments that were not in this stretch: of another scope, or of none that there is."""
+    if not strangers:
+        return
+    known = (
+        "SELECT id FROM audit_segments WHERE id = ANY($1) "
+        "UNION SELECT segment FROM audit_log WHERE segment = ANY($1)"
+    )
+    there = {row["id"] for row in await connection.fetch(known, strangers)}
+    for segment in strangers:
+        if segment in there:
+            continue
+        rows = await connection.fetch(
+            f"SELECT id, tenant_id FROM audit_events WHERE segment = $1 ORDER BY leaf, id LIMIT {_NAMED}",  # noqa: S608 (a constant)
+            segment,
+        )
+        for row in rows:
+            scope.report.add(
+                Finding(
+                    kind=FindingKind.EVENT_INSERTED,
+                    text=f"event {row['id']} says to be in segment {segment}, which there is not",
+                    tenant_id=row["tenant_id"] or "",
+                    event_id=row["id"],
+                    segment=segment,
+                    expected="a row of audit_segments",
+                    found="none",
+                )
+            )
+
+
+async def copy_events(connection: Connection, where: str, feed: Callable[[bytes], Any]) -> None:
+    """Copy the matching events to `feed`, which runs in a thread while more is on its way.
+
+    Args: where: a condition without values of others' making: it is put into the statement.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    working: asyncio.Future[Any] | None = None
+
+    async def send() -> None:
+        nonlocal size, working
+        whole = b"".join(pieces)
+        pieces.clear()
+        size = 0
+        if working is not None:
+            await working
+        working = asyncio.ensure_future(asyncio.to_thread(feed, whole))
+
+    async def take(piece: bytes) -> None:
+        nonlocal size
+        pieces.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            await send()
+
+    columns = ", ".join(_native.AUDIT_CHECK_COLUMNS)
+    try:
+        await connection.copy_from_query(
+            f"SELECT {columns} FROM audit_events WHERE {where}",  # noqa: S608 (see above)
+            output=take,
+            format="binary",
+        )
+        await send()
+    finally:
+        if working is not None:
+            await working
+
+
+async def check_uncovered(connection: Connection, scope: Scope) -> None:
+    """Events that no segment covers: from before there were any, which are counted, and others.
+
+    Nothing covers the count: whoever administers the database can change it.
+    """
+    report = scope.report
+    where, values = scope.events()
+    legacy = await connection.fetchrow("SELECT events, before FROM audit_legacy")
+    before = legacy["before"] if legacy else None
+    number = len(values) + 1
+    counted = await connection.fetchrow(
+        f"SELECT count(*) FILTER (WHERE recorded_at < ${number}), "  # noqa: S608 (conditions of ours)
+        f"count(*) FILTER (WHERE recorded_at >= ${number} OR ${number}::timestamptz IS NULL) "
+        f"FROM audit_events WHERE segment IS NULL AND {where}",
+        *values,
+        before,
+    )
+    old, new = counted or (0, 0)
+    known = legacy["events"] if legacy else 0
+    report.legacy = min(old, known)
+    if old > known:
+        # There are more of that age than there were then: the time in them is made up.
+        new, before = new + old, None
+        report.legacy = 0
+    if new:
+        await _name_uncovered(connection, scope, before, new)
+    if report.legacy:
+        # How many there were is known of the whole trail only.
+        say = "say to be" if scope.is_partial else "are"
+        report.add(
+            Finding(
+                kind=FindingKind.EVENTS_LEGACY,
+                text=f"{report.legacy} events {say} from before integrity was recorded: "
+                "nothing protects them",
+                found=str(report.legacy),
+            )
+        )
+
+
+async def _name_uncovered(connection: Connection, scope: Scope, since: Any, count: int) -> None:
+    where, values = scope.events()
+    number = len(values) + 1
+    rows = await connection.fetch(
+        "SELECT id, tenant_id FROM audit_events WHERE segment IS NULL "  # noqa: S608 (conditions of ours)
+        f"AND {where} AND (${number}::timestamptz IS NULL OR recorded_at >= ${number}) "
+        f"ORDER BY recorded_at DESC, id LIMIT {scope.report.max_findings}",
+        *values,
+        since,
+    )
+    for row in rows:
+        scope.report.add(
+            Finding(
+                kind=FindingKind.EVENT_UNCOVERED,
+                text=f"event {row['id']} is in no segment: it was inserted, or stored with integrity off",
+                tenant_id=row["tenant_id"] or "",
+                event_id=row["id"],
+                expected="a segment",
+                found="none",
+            )
+        )
+    scope.report.counts[FindingKind.EVENT_UNCOVERED] += count - len(rows)

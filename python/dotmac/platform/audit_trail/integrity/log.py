@@ -1,0 +1,155 @@
+"""A tenant's log: its segments in an order that never changes again, each as a leaf of a Merkle tree.
+
+A leaf is the RFC 8785 JSON of everything that the segment's row says, hashed as RFC 6962 does. Segments come
+into the log when no transaction that began to write before theirs is still running (the line that `tail`
+follows, too), so the order is that of storing and nothing is passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dotmac.platform.audit_trail.ids import micros
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from uuid import UUID
+
+    import asyncpg
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+__all__ = ["SEGMENT_COLUMNS", "Segment", "leaf_hash", "next_link", "seal", "trail_name"]
+
+SEGMENT_COLUMNS = "id, writer, tenant_id, seq, size, root, link, first_at, last_at, recorded_at"
+
+NO_LINK = bytes(32)
+_BLOCK = 5_000
+# Serialises sealing, whichever process does it; the number is arbitrary but ours.
+_SEAL_LOCK = 4_843_917_210_475_310
+# A row that this snapshot shows although its number lies ahead comes from another server's history (a
+# restored dump): nothing is running that could still precede it.
+_FRESH = f"""
+    SELECT {SEGMENT_COLUMNS}, recorded_tx, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS settled
+    FROM audit_segments s
+    WHERE s.recorded_tx >= $1
+      AND (s.recorded_tx < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+           OR s.recorded_tx >= pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+      AND NOT EXISTS (SELECT FROM audit_log l WHERE l.segment = s.id)
+    ORDER BY s.recorded_tx, s.id LIMIT {_BLOCK}
+"""  # noqa: S608 (constants of ours)
+_ENDS = """
+    SELECT t.tenant_id, (SELECT max(position) FROM audit_log l WHERE l.tenant_id = t.tenant_id) AS position
+    FROM unnest($1::text[]) AS t (tenant_id)
+"""
+_APPEND = """
+    INSERT INTO audit_log (tenant_id, position, segment, leaf, recorded_tx)
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::bytea[], $5::bigint[])
+"""
+
+
+class Segment(NamedTuple):
+    """A row of `audit_segments`: the events that one commit stored for one tenant."""
+
+    id: UUID
+    writer: UUID
+    tenant_id: str
+    seq: int
+    size: int
+    root: bytes
+    link: bytes
+    first_at: datetime
+    last_at: datetime
+    recorded_at: datetime
+
+    @classmethod
+    def of(cls, row: asyncpg.Record) -> Segment:
+        """The segment of a row that has `SEGMENT_COLUMNS`."""
+        return cls(*(row[name] for name in cls._fields))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The segment as JSON types: hashes in hexadecimal, times in microseconds since 1970."""
+        return {
+            **self._linked(),
+            "link": self.link.hex(),
+            "recorded_at": micros(self.recorded_at),
+        }
+
+    def _linked(self) -> dict[str, Any]:
+        return {
+            "id": str(self.id),
+            "writer": str(self.writer),
+            "tenant_id": self.tenant_id,
+            "seq": self.seq,
+            "size": self.size,
+            "root": self.root.hex(),
+            "first_at": micros(self.first_at),
+            "last_at": micros(self.last_at),
+        }
+
+
+def canonical(value: Mapping[str, Any]) -> bytes:
+    """RFC 8785 of an object whose keys are ASCII and whose numbers are integers below 2^53."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def leaf_hash(segment: Segment | Mapping[str, Any]) -> bytes:
+    """The segment's leaf in its tenant's log (RFC 6962, section 2.1)."""
+    value = segment.to_dict() if isinstance(segment, Segment) else segment
+    return hashlib.sha256(b"\x00" + canonical(value)).digest()
+
+
+def next_link(before: bytes, segment: Segment) -> bytes:
+    """What ties the segment to the one before it of the same writer and tenant."""
+    return hashlib.sha256(before + canonical(segment._linked())).digest()  # noqa: SLF001 (the same file)
+
+
+class Sealed(NamedTuple):
+    """What one pass did: how many segments, and the transaction to look on from."""
+
+    segments: int
+    line: int
+    more: bool
+
+
+async def seal(connection: Connection, line: int, *, durably: bool) -> Sealed | None:
+    """Append segments that have settled to their tenants' logs, in one transaction.
+
+    Args:
+        connection: of a role that may write the log; not in a transaction.
+        line: transaction from which on to look; 0 looks at every segment.
+        durably: the database would not wait for the disk unless told to.
+    Returns: None where another process is at it.
+    """
+    async with connection.transaction():
+        if durably:
+            await connection.execute("SET LOCAL synchronous_commit = on")
+        if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _SEAL_LOCK):
+            return None
+        rows = await connection.fetch(_FRESH, line)
+        if not rows:
+            return Sealed(0, line, more=False)
+        tenants = list({row["tenant_id"] for row in rows})
+        ends = {row["tenant_id"]: row["position"] for row in await connection.fetch(_ENDS, tenants)}
+        entries = []
+        for row in rows:
+            tenant = row["tenant_id"]
+            position = ends[tenant] = 0 if ends[tenant] is None else ends[tenant] + 1
+            entries.append((tenant, position, row["id"], leaf_hash(Segment.of(row)), row["recorded_tx"]))
+        await connection.execute(_APPEND, *(list(column) for column in zip(*entries, strict=True)))
+    # Numbers of another server's history lie ahead: what is stored here next must not be passed over.
+    line = min(rows[-1]["recorded_tx"], rows[0]["settled"])
+    return Sealed(len(rows), line, more=len(rows) == _BLOCK)
+
+
+async def trail_name(connection: Connection, wanted: str | None) -> str:
+    """The trail's name, given to it now if it has none yet."""
+    await connection.execute(
+        "INSERT INTO audit_trail (origin) VALUES (coalesce($1, 'dotmac-audit/' || gen_random_uuid())) "
+        "ON CONFLICT DO NOTHING",
+        wanted,
+    )
+    return str(await connection.fetchval("SELECT origin FROM audit_trail"))

@@ -1,0 +1,209 @@
+"""Proofs that one event is in the trail, checked without the database.
+
+A proof is a JSON object: the event's canonical bytes, its path to the root of its segment (RFC 9162, section
+2.1.3), the segment, its path to the root of its tenant's log, and a signed checkpoint of that log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dotmac.platform import _native
+from dotmac.platform.audit_trail.integrity.log import SEGMENT_COLUMNS, Segment, leaf_hash
+from dotmac.platform.audit_trail.integrity.notes import open_note
+from dotmac.platform.errors import InvalidProof, NotProvable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from uuid import UUID
+
+    import asyncpg
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+__all__ = ["FORMAT", "CheckedProof", "check_proof", "prove"]
+
+FORMAT = "dotmac-audit-proof/1"
+_MOST_STEPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedProof:
+    """What a proof that holds says.
+
+    Attributes: event: the event as it was stored; `occurred_at` in microseconds since 1970, null fields left
+        out. segment: what covers it; `recorded_at` is when the database took it. origin, size: the log and
+        the checkpoint. key: the public key that signed it.
+    """
+
+    event: dict[str, Any]
+    segment: dict[str, Any]
+    origin: str
+    size: int
+    key: bytes
+
+
+def check_proof(proof: Mapping[str, Any] | str | bytes, keys: Iterable[bytes]) -> CheckedProof:
+    """Check a proof; nothing but the proof and the keys is needed.
+
+    Args:
+        proof: the object, or its JSON text.
+        keys: public keys that are trusted, 32 bytes each.
+    Returns: what it proves.
+    Raises: InvalidProof: malformed, or a step does not hold. InvalidCheckpoint: no trusted key signed it.
+    Source: RFC 9162, section 2.1.3.2; C2SP tlog-checkpoint.
+    """
+    found = _object(proof)
+    if found.get("format") != FORMAT:
+        raise InvalidProof(f"format: {found.get('format')!r} is not {FORMAT!r}")
+    canonical = _member(found, "event", str)
+    segment = _member(found, "segment", dict)
+    event = _object(canonical)
+    # Whoever reads the event as JSON must read what was hashed.
+    try:
+        same = _native.canonical_json(canonical) == canonical.encode()
+    except (ValueError, UnicodeEncodeError) as error:
+        raise InvalidProof(f"event: {error}") from None
+    if not same:
+        raise InvalidProof("event: not canonical JSON (RFC 8785)")
+    if event.get("tenant_id", "") != segment.get("tenant_id"):
+        raise InvalidProof("the event and its segment say different tenants")
+    root = _root(
+        hashlib.sha256(b"\x00" + canonical.encode()).digest(),
+        found,
+        "leaf_index",
+        _number(segment, "size"),
+        "segment_path",
+    )
+    if root.hex() != segment.get("root"):
+        raise InvalidProof("the event is not in the segment: its path leads to another root")
+    checkpoint, key = open_note(_member(found, "checkpoint", str), keys)
+    root = _root(_leaf(segment), found, "log_index", checkpoint.size, "log_path")
+    if root != checkpoint.root:
+        raise InvalidProof("the segment is not in the log: its path leads to another root")
+    return CheckedProof(event, segment, checkpoint.origin, checkpoint.size, key)
+
+
+def _leaf(segment: dict[str, Any]) -> bytes:
+    try:
+        return leaf_hash(segment)
+    except (ValueError, TypeError, UnicodeEncodeError) as error:
+        raise InvalidProof(f"segment: {error}") from None
+
+
+def _root(leaf: bytes, proof: dict[str, Any], index: str, size: int, path: str) -> bytes:
+    steps = _member(proof, path, list)
+    try:
+        hashes = [bytes.fromhex(step) for step in steps]
+    except (TypeError, ValueError):
+        raise InvalidProof(f"{path}: give hashes in hexadecimal") from None
+    if len(hashes) > _MOST_STEPS or any(len(step) != len(leaf) for step in hashes):
+        raise InvalidProof(f"{path}: give at most {_MOST_STEPS} hashes of 32 bytes")
+    root = _native.merkle_root_of_inclusion(leaf, _number(proof, index), size, hashes)
+    if root is None:
+        raise InvalidProof(f"{path}: {len(hashes)} steps do not lead from place {proof[index]} of {size}")
+    return root
+
+
+def _object(value: Mapping[str, Any] | str | bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(value) if isinstance(value, str | bytes) else value
+    except (ValueError, RecursionError) as error:
+        raise InvalidProof(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InvalidProof("give a JSON object")
+    return found
+
+
+def _member(value: dict[str, Any], name: str, kind: type) -> Any:
+    found = value.get(name)
+    if not isinstance(found, kind):
+        raise InvalidProof(f"{name}: missing, or not a {kind.__name__}")
+    return found
+
+
+def _number(value: dict[str, Any], name: str) -> int:
+    found = value.get(name)
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < 1 << 63:
+        raise InvalidProof(f"{name}: missing, or not a number that counts something")
+    return found
+
+
+async def prove(connection: Connection, event_id: UUID) -> dict[str, Any]:
+    """Make the proof of an event; see `AuditAggregator.prove`."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        place = await connection.fetchrow(
+            "SELECT segment, leaf, occurred_at FROM audit_events WHERE id = $1", event_id
+        )
+        if place is None:
+            raise NotProvable(f"there is no event {event_id}")
+        if place["segment"] is None:
+            raise NotProvable(f"event {event_id} is in no segment: it was stored without integrity")
+        row = await connection.fetchrow(
+            f"SELECT {SEGMENT_COLUMNS}, leaves FROM audit_segments WHERE id = $1",  # noqa: S608 (a constant)
+            place["segment"],
+        )
+        if row is None:
+            raise NotProvable(f"segment {place['segment']} of event {event_id} is gone: verify the trail")
+        segment = Segment.of(row)
+        canonical, leaves = await _event(connection, segment, row["leaves"], event_id)
+        position, checkpoint, log = await _log(connection, segment)
+    return {
+        "format": FORMAT,
+        "event": canonical.decode(),
+        "leaf_index": place["leaf"],
+        "segment_path": _path(leaves, place["leaf"]),
+        "segment": segment.to_dict(),
+        "log_index": position,
+        "log_path": _path(log, position),
+        "checkpoint": checkpoint,
+    }
+
+
+def _path(leaves: bytes, index: int) -> list[str]:
+    return [step.hex() for step in _native.merkle_inclusion(leaves, index)]
+
+
+async def _event(
+    connection: Connection, segment: Segment, leaves: bytes | None, event_id: UUID
+) -> tuple[bytes, bytes]:
+    """The event's canonical bytes, and all leaf hashes of its segment."""
+    from dotmac.platform.audit_trail.integrity.events import copy_events
+
+    pieces: list[bytes] = []
+    one = "" if leaves is None else f" AND id = '{event_id}'"
+    await copy_events(connection, f"segment = '{segment.id}'{one}", pieces.append)
+    events = sorted(
+        (-1 if place is None else place, event, canonical)
+        for place, event, canonical in _native.canonical_events(b"".join(pieces))
+    )
+    if leaves is None:
+        leaves = b"".join(hashlib.sha256(b"\x00" + canonical).digest() for _, _, canonical in events)
+    (canonical,) = (canonical for _, event, canonical in events if event == event_id.bytes)
+    if _native.merkle_root(leaves) != segment.root:
+        raise NotProvable(f"the events of segment {segment.id} are not what was stored: verify the trail")
+    return canonical, leaves
+
+
+async def _log(connection: Connection, segment: Segment) -> tuple[int, str, bytes]:
+    """The segment's place in its log, the oldest checkpoint that covers it, the log's leaves up to there."""
+    position = await connection.fetchval("SELECT position FROM audit_log WHERE segment = $1", segment.id)
+    if position is None:
+        raise NotProvable(f"segment {segment.id} is not sealed yet", later=True)
+    newest = await connection.fetchrow(
+        "SELECT size, note FROM audit_checkpoints WHERE tenant_id = $1 AND size > $2 "
+        "ORDER BY size, signed_at LIMIT 1",
+        segment.tenant_id,
+        position,
+    )
+    if newest is None:
+        raise NotProvable(f"no checkpoint covers segment {segment.id} yet", later=True)
+    rows = await connection.fetch(
+        "SELECT leaf FROM audit_log WHERE tenant_id = $1 AND position < $2 ORDER BY position",
+        segment.tenant_id,
+        newest["size"],
+    )
+    return position, newest["note"], b"".join(row["leaf"] for row in rows)

@@ -1,0 +1,245 @@
+//! Stored events as they are checked: COPY … (FORMAT binary) in pieces of any size, as they come over the wire.
+use super::leaf::Fields;
+use super::row;
+use crate::error::CoreError;
+
+/// Columns after those of `row::COLUMNS`, which no event's hash covers.
+pub const MORE: [&str; 2] = ["recorded_at", "recorded_tx"];
+
+const WIDTH: usize = row::COLUMNS.len() + MORE.len();
+/// Microseconds from 1970 to 2000, where the database's time begins.
+const EPOCH: i64 = 946_684_800_000_000;
+
+/// An event as it is stored.
+#[derive(Debug, Clone)]
+pub struct Row<'a> {
+    /// What its hash covers.
+    pub fields: Fields<'a>,
+    /// The segment that it says to be in.
+    pub segment: Option<[u8; 16]>,
+    /// Its place there.
+    pub leaf: Option<i32>,
+    /// When the database took it, microseconds since 1970.
+    pub recorded_at: i64,
+    /// The transaction that stored it.
+    pub recorded_tx: i64,
+}
+
+/// Puts the pieces together again.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    rest: Vec<u8>,
+    begun: bool,
+    ended: bool,
+}
+
+impl Pieces {
+    /// Takes the next piece, and hands out every row that is whole.
+    pub fn feed(
+        &mut self,
+        piece: &[u8],
+        mut on_row: impl FnMut(&Row<'_>),
+    ) -> Result<(), CoreError> {
+        if self.rest.is_empty() {
+            let used = self.read(piece, &mut on_row)?;
+            self.rest.extend_from_slice(&piece[used..]);
+            return Ok(());
+        }
+        let mut all = std::mem::take(&mut self.rest);
+        all.extend_from_slice(piece);
+        let used = self.read(&all, &mut on_row)?;
+        all.drain(..used);
+        self.rest = all;
+        Ok(())
+    }
+
+    /// Has the end been read, and nothing after it?
+    pub fn is_whole(&self) -> bool {
+        self.ended && self.rest.is_empty()
+    }
+
+    fn read(
+        &mut self,
+        bytes: &[u8],
+        on_row: &mut impl FnMut(&Row<'_>),
+    ) -> Result<usize, CoreError> {
+        let mut left = bytes;
+        if !self.begun {
+            match left.split_first_chunk() {
+                None => return Ok(0),
+                Some((&row::HEADER, rest)) => left = rest,
+                Some(_) => {
+                    return Err(malformed(
+                        "no header of PostgreSQL's binary format".to_owned(),
+                    ));
+                }
+            }
+            self.begun = true;
+        }
+        while !self.ended {
+            let Some((count, values)) = left.split_first_chunk() else {
+                break;
+            };
+            if *count == row::TRAILER {
+                self.ended = true;
+                left = values;
+                continue;
+            }
+            let count = u16::from_be_bytes(*count);
+            if usize::from(count) != WIDTH {
+                return Err(malformed(format!("{count} columns instead of {WIDTH}")));
+            }
+            let Some(length) = length_of(values)? else {
+                break;
+            };
+            let (tuple, rest) = values.split_at(length);
+            on_row(&read(tuple)?);
+            left = rest;
+        }
+        if self.ended && !left.is_empty() {
+            return Err(malformed("something follows its end".to_owned()));
+        }
+        Ok(bytes.len() - left.len())
+    }
+}
+
+/// How many bytes the values of a tuple take; None where they are not all there yet.
+fn length_of(bytes: &[u8]) -> Result<Option<usize>, CoreError> {
+    let mut left = bytes;
+    for _ in 0..WIDTH {
+        let Some((length, rest)) = left.split_first_chunk() else {
+            return Ok(None);
+        };
+        left = match i32::from_be_bytes(*length) {
+            -1 => rest,
+            length => {
+                let Ok(length) = usize::try_from(length) else {
+                    return Err(malformed("a value of negative length".to_owned()));
+                };
+                let Some((_, rest)) = rest.split_at_checked(length) else {
+                    return Ok(None);
+                };
+                rest
+            }
+        };
+    }
+    Ok(Some(bytes.len() - left.len()))
+}
+
+fn read(tuple: &[u8]) -> Result<Row<'_>, CoreError> {
+    let mut reader = row::Reader { bytes: tuple };
+    Ok(Row {
+        fields: reader.event()?,
+        segment: reader.fixed("segment")?,
+        leaf: reader.fixed("leaf")?.map(i32::from_be_bytes),
+        recorded_at: i64::from_be_bytes(reader.needed("recorded_at")?).saturating_add(EPOCH),
+        recorded_tx: i64::from_be_bytes(reader.needed("recorded_tx")?),
+    })
+}
+
+fn malformed(why: String) -> CoreError {
+    CoreError::Malformed { what: "copy", why }
+}
+
+/// What `Pieces` reads; for tests.
+#[cfg(test)]
+pub(crate) fn encode(rows: &[Row<'_>]) -> Vec<u8> {
+    let mut out = row::HEADER.to_vec();
+    for one in rows {
+        out.extend_from_slice(&(WIDTH as u16).to_be_bytes());
+        row::write(&mut out, &one.fields).unwrap();
+        for value in [
+            one.segment.map(Vec::from),
+            one.leaf.map(|leaf| leaf.to_be_bytes().to_vec()),
+        ] {
+            let length = value
+                .as_ref()
+                .map_or(-1, |bytes| i32::try_from(bytes.len()).unwrap());
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(&value.unwrap_or_default());
+        }
+        for value in [one.recorded_at - EPOCH, one.recorded_tx] {
+            out.extend_from_slice(&8_i32.to_be_bytes());
+            out.extend_from_slice(&value.to_be_bytes());
+        }
+    }
+    out.extend_from_slice(&row::TRAILER);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn event() -> Row<'static> {
+        Row {
+            segment: Some([3; 16]),
+            leaf: Some(7),
+            recorded_at: 1_764_250_000_123_999,
+            recorded_tx: 77,
+            fields: Fields {
+                occurred_at: 1_764_250_000_123_456,
+                id: [9; 16],
+                category: "authentication",
+                action: "user.login",
+                level: "info",
+                outcome: "success",
+                tenant_id: Some("ü"),
+                ip_address: Some("2001:db8::1".into()),
+                metadata: Some(r#"{"a": 1}"#),
+                anomaly_score: Some(0.25),
+                ..Fields::default()
+            },
+        }
+    }
+
+    fn hashes(pieces: &[&[u8]]) -> Vec<[u8; 32]> {
+        let mut reader = Pieces::default();
+        let mut found = Vec::new();
+        for piece in pieces {
+            reader
+                .feed(piece, |row| {
+                    assert_eq!((row.segment, row.leaf), (Some([3; 16]), Some(7)));
+                    assert_eq!(
+                        (row.recorded_at, row.recorded_tx),
+                        (1_764_250_000_123_999, 77)
+                    );
+                    found.push(row.fields.hash(&mut Vec::new()).unwrap());
+                })
+                .unwrap();
+        }
+        assert!(reader.is_whole());
+        found
+    }
+
+    #[test]
+    fn rows_come_out_as_they_went_in_however_they_are_cut() {
+        let bytes = encode(&[event(), event()]);
+        let wanted = vec![event().fields.hash(&mut Vec::new()).unwrap(); 2];
+        assert_eq!(hashes(&[&bytes]), wanted);
+        for cut in 0..bytes.len() {
+            assert_eq!(hashes(&[&bytes[..cut], &bytes[cut..]]), wanted);
+        }
+        assert_eq!(hashes(&bytes.chunks(1).collect::<Vec<_>>()), wanted);
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_bytes_are_refused_not_a_panic(
+            place in any::<prop::sample::Index>(),
+            value in any::<u8>(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = encode(&[event(), event()]);
+            let at = place.index(bytes.len());
+            bytes[at] = value;
+            let (one, other) = bytes.split_at(cut.index(bytes.len()));
+            let mut reader = Pieces::default();
+            // Either it is refused or it is read: what counts is that it comes back.
+            if reader.feed(one, |_| ()).is_ok() {
+                let _ = reader.feed(other, |_| ());
+            }
+        }
+    }
+}

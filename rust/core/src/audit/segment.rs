@@ -1,0 +1,131 @@
+//! The record of a segment: the events of one tenant that one commit stored, chained per writer and tenant.
+use sha2::{Digest, Sha256};
+
+use super::Hash;
+use super::canonical::{write_integer, write_string};
+use super::leaf::write_uuid;
+
+/// The link before the first segment of a writer and tenant.
+pub const FIRST_LINK: Hash = [0; 32];
+
+/// What a segment's link covers beside the link before it.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// Its id (a UUID's bytes).
+    pub id: [u8; 16],
+    /// The writer's id (a UUID's bytes).
+    pub writer: [u8; 16],
+    /// The tenant; empty for events without one.
+    pub tenant_id: &'a str,
+    /// Its number, from 1, among the segments of that writer and tenant.
+    pub seq: i64,
+    /// Events in it.
+    pub size: i64,
+    /// Merkle tree hash over the leaf hashes of its events.
+    pub root: Hash,
+    /// The earliest `occurred_at`, microseconds since 1970.
+    pub first_at: i64,
+    /// The latest.
+    pub last_at: i64,
+}
+
+impl Segment<'_> {
+    /// Writes the canonical bytes (RFC 8785) of the record.
+    pub fn canonical(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"first_at\":");
+        write_integer(out, self.first_at);
+        out.extend_from_slice(b",\"id\":");
+        write_uuid(out, &self.id);
+        out.extend_from_slice(b",\"last_at\":");
+        write_integer(out, self.last_at);
+        out.extend_from_slice(b",\"root\":");
+        write_string(out, &hex(&self.root));
+        out.extend_from_slice(b",\"seq\":");
+        write_integer(out, self.seq);
+        out.extend_from_slice(b",\"size\":");
+        write_integer(out, self.size);
+        out.extend_from_slice(b",\"tenant_id\":");
+        write_string(out, self.tenant_id);
+        out.extend_from_slice(b",\"writer\":");
+        write_uuid(out, &self.writer);
+        out.push(b'}');
+    }
+
+    /// Its link: SHA-256(link before || canonical bytes).
+    pub fn link(&self, before: &Hash) -> Hash {
+        let mut bytes = Vec::with_capacity(320);
+        self.canonical(&mut bytes);
+        Sha256::new_with_prefix(before)
+            .chain_update(&bytes)
+            .finalize()
+            .into()
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        text.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::canonical::canonicalize;
+
+    #[test]
+    fn the_record_is_canonical_and_the_link_covers_all_of_it() {
+        let segment = Segment {
+            id: [1; 16],
+            writer: [2; 16],
+            tenant_id: "ten\"ant",
+            seq: 3,
+            size: 4,
+            root: [5; 32],
+            first_at: 6,
+            last_at: 7,
+        };
+        let mut bytes = Vec::new();
+        segment.canonical(&mut bytes);
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        assert_eq!(canonicalize(&text).unwrap(), bytes);
+        let link = segment.link(&FIRST_LINK);
+        let wanted: Hash = Sha256::digest([&FIRST_LINK[..], &bytes].concat()).into();
+        assert_eq!(link, wanted);
+        let others = [
+            Segment {
+                id: [9; 16],
+                ..segment
+            },
+            Segment {
+                writer: [9; 16],
+                ..segment
+            },
+            Segment {
+                tenant_id: "other",
+                ..segment
+            },
+            Segment { seq: 4, ..segment },
+            Segment { size: 5, ..segment },
+            Segment {
+                root: [9; 32],
+                ..segment
+            },
+            Segment {
+                first_at: 5,
+                ..segment
+            },
+            Segment {
+                last_at: 8,
+                ..segment
+            },
+        ];
+        assert!(others.iter().all(|other| other.link(&FIRST_LINK) != link));
+        assert_ne!(segment.link(&[1; 32]), link);
+    }
+}

@@ -1,0 +1,229 @@
+//! Translation of the core's audit proofs and checks.
+use std::sync::{Mutex, PoisonError};
+
+use dotmac_core::audit::check::{Checker, Expected, Finding};
+use dotmac_core::audit::copy::{MORE, Pieces};
+use dotmac_core::audit::merkle::Tree;
+use dotmac_core::audit::{Hash, proofs, row};
+use dotmac_core::error::CoreError;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyBytes;
+
+type Segment = (
+    [u8; 16],
+    String,
+    usize,
+    Hash,
+    Option<PyBackedBytes>,
+    i64,
+    i64,
+);
+type Told = (
+    &'static str,
+    [u8; 16],
+    Option<usize>,
+    Option<[u8; 16]>,
+    String,
+    String,
+);
+type Outcome = (Vec<Told>, usize, Vec<([u8; 16], usize, [u8; 16])>, usize);
+
+fn refused(error: &CoreError) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+fn hashes(bytes: &[u8]) -> PyResult<&[Hash]> {
+    match bytes.as_chunks() {
+        (hashes, []) => Ok(hashes),
+        _ => Err(PyValueError::new_err(
+            "hashes of 32 bytes each are wanted, one after another",
+        )),
+    }
+}
+
+/// A Merkle tree (RFC 6962) that grows leaf by leaf.
+#[pyclass(module = "dotmac.platform._native", frozen)]
+pub struct MerkleTree(Mutex<Tree>);
+
+#[pymethods]
+impl MerkleTree {
+    #[new]
+    fn new() -> Self {
+        Self(Mutex::new(Tree::new()))
+    }
+
+    /// Appends leaf hashes, one after another in `leaves`.
+    fn extend(&self, leaves: &[u8]) -> PyResult<()> {
+        let mut tree = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tree.extend(hashes(leaves)?.iter().copied());
+        Ok(())
+    }
+
+    /// The root so far.
+    fn root<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let tree = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        PyBytes::new(py, &tree.root())
+    }
+
+    /// The tree as it is now, which goes on by itself.
+    fn copy(&self) -> Self {
+        Self(Mutex::new(
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        ))
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).size() as usize
+    }
+}
+
+/// The proof that the leaf at `index` is in the tree (RFC 9162, section 2.1.3).
+#[pyfunction]
+#[pyo3(signature = (leaves, index, /))]
+fn merkle_inclusion(py: Python<'_>, leaves: &[u8], index: usize) -> PyResult<Vec<Py<PyBytes>>> {
+    let leaves = hashes(leaves)?;
+    let path = py.detach(|| proofs::inclusion(leaves, index));
+    path.map(|path| as_bytes(py, &path))
+        .ok_or_else(|| PyValueError::new_err("there is no leaf of that index"))
+}
+
+/// The root that a leaf's proof leads to, or None where the proof has the wrong length.
+#[pyfunction]
+#[pyo3(signature = (leaf, index, size, path, /))]
+#[allow(clippy::needless_pass_by_value)] // as PyO3 makes it
+fn merkle_root_of_inclusion(
+    py: Python<'_>,
+    leaf: Hash,
+    index: u64,
+    size: u64,
+    path: Vec<Hash>,
+) -> Option<Py<PyBytes>> {
+    let root = proofs::root_of_inclusion(leaf, index, size, &path);
+    root.map(|root| PyBytes::new(py, &root).unbind())
+}
+
+/// The proof that the tree goes on from its first `old` leaves (RFC 9162, section 2.1.4).
+#[pyfunction]
+#[pyo3(signature = (leaves, old, /))]
+fn merkle_consistency(py: Python<'_>, leaves: &[u8], old: usize) -> PyResult<Vec<Py<PyBytes>>> {
+    let leaves = hashes(leaves)?;
+    let path = py.detach(|| proofs::consistency(leaves, old));
+    path.map(|path| as_bytes(py, &path))
+        .ok_or_else(|| PyValueError::new_err("there are fewer leaves than that"))
+}
+
+/// Does the tree of the new size and root go on from the old one?
+#[pyfunction]
+#[pyo3(signature = (old_size, old_root, new_size, new_root, path, /))]
+#[allow(clippy::needless_pass_by_value)] // as PyO3 makes it
+fn merkle_is_consistent(
+    old_size: u64,
+    old_root: Hash,
+    new_size: u64,
+    new_root: Hash,
+    path: Vec<Hash>,
+) -> bool {
+    proofs::is_consistent((old_size, old_root), (new_size, new_root), &path)
+}
+
+fn as_bytes(py: Python<'_>, path: &[Hash]) -> Vec<Py<PyBytes>> {
+    let steps = path.iter();
+    steps.map(|hash| PyBytes::new(py, hash).unbind()).collect()
+}
+
+/// Checks copied events against their segments; see the core crate.
+#[pyclass(module = "dotmac.platform._native", frozen)]
+pub struct SegmentCheck(Mutex<Checker>);
+
+#[pymethods]
+impl SegmentCheck {
+    #[new]
+    fn new(segments: Vec<Segment>) -> Self {
+        let expected = segments.into_iter().map(
+            |(id, tenant_id, size, root, leaves, recorded_at, recorded_tx)| Expected {
+                id,
+                tenant_id,
+                size,
+                root,
+                leaves: leaves.map(|leaves| leaves.to_vec()),
+                recorded_at,
+                recorded_tx,
+            },
+        );
+        Self(Mutex::new(Checker::new(expected)))
+    }
+
+    /// Takes the next piece of `COPY (SELECT AUDIT_CHECK_COLUMNS …) TO STDOUT (FORMAT binary)`.
+    #[allow(clippy::needless_pass_by_value)] // it is handed to Rust whole, so that the interpreter may go on
+    fn feed(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<()> {
+        py.detach(|| {
+            let mut checker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            checker.feed(&piece)
+        })
+        .map_err(|error| refused(&error))
+    }
+
+    /// Findings (kind, segment, place, event, expected, found), how many more there are, events of other
+    /// segments (segment, count, one event), events read. The check is empty then.
+    fn finish(&self, py: Python<'_>) -> PyResult<Outcome> {
+        let outcome = py
+            .detach(|| {
+                let mut checker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                std::mem::take(&mut *checker).finish()
+            })
+            .map_err(|error| refused(&error))?;
+        let told = outcome.findings.into_iter().map(told).collect();
+        Ok((told, outcome.untold, outcome.strangers, outcome.events))
+    }
+}
+
+fn told(one: Finding) -> Told {
+    (
+        one.kind.name(),
+        one.segment,
+        one.place,
+        one.event,
+        one.expected,
+        one.found,
+    )
+}
+
+/// The events of a copy: place, id, canonical bytes (RFC 8785).
+#[pyfunction]
+#[pyo3(signature = (copied, /))]
+#[allow(clippy::type_complexity)]
+fn canonical_events(
+    py: Python<'_>,
+    copied: &[u8],
+) -> PyResult<Vec<(Option<i32>, [u8; 16], Py<PyBytes>)>> {
+    let mut found = Vec::new();
+    let mut reader = Pieces::default();
+    let read = reader.feed(copied, |row| {
+        let mut bytes = Vec::new();
+        let written = row.fields.canonical(&mut bytes);
+        found.push(written.map(|()| (row.leaf, row.fields.id, PyBytes::new(py, &bytes).unbind())));
+    });
+    read.map_err(|error| refused(&error))?;
+    let found: Result<Vec<_>, _> = found.into_iter().collect();
+    found.map_err(|error| refused(&error))
+}
+
+/// Adds this module's names to `_native`.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add(
+        "AUDIT_CHECK_COLUMNS",
+        [&row::COLUMNS[..], &MORE[..]].concat(),
+    )?;
+    module.add_class::<MerkleTree>()?;
+    module.add_class::<SegmentCheck>()?;
+    module.add_function(wrap_pyfunction!(merkle_inclusion, module)?)?;
+    module.add_function(wrap_pyfunction!(merkle_root_of_inclusion, module)?)?;
+    module.add_function(wrap_pyfunction!(merkle_consistency, module)?)?;
+    module.add_function(wrap_pyfunction!(merkle_is_consistent, module)?)?;
+    module.add_function(wrap_pyfunction!(canonical_events, module)?)
+}

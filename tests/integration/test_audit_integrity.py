@@ -1,0 +1,761 @@
+"""Sealing, verifying and proving on a real PostgreSQL.
+
+Promises:
+- what a second, plain implementation of the stored format writes verifies without a finding;
+- sealing passes nothing over, whatever the order of commits; several sealers append each segment once;
+- checkpoints are signed when a log grew, and not again; a rotated key signs at once, and the old one's
+  checkpoints still verify; a log that was changed under the signer is not signed;
+- every proof checks without the database; any change of it is refused;
+- what was anchored elsewhere shows a rollback of everything in the database;
+- verification goes on while others write, tells how far it is, and can be cancelled;
+- the tables refuse UPDATE, DELETE and TRUNCATE;
+- what retention dropped is no tampering, if an event of the trail says so; events from before the proofs are
+  counted, and none can join them;
+- what the library's own writers store verifies, odd numbers and addresses included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+from alembic import command
+
+from dotmac.platform.audit_trail import AuditAggregator, schema
+from dotmac.platform.audit_trail.config import AuditTrailConfig
+from dotmac.platform.audit_trail.integrity import FindingKind, SigningKey, check_proof, checkpoints, drops
+from dotmac.platform.audit_trail.integrity.checkpoints import Signer
+from dotmac.platform.audit_trail.integrity.log import seal
+from dotmac.platform.audit_trail.integrity.verify import verify
+from dotmac.platform.errors import (
+    ConfigurationError,
+    InvalidCheckpoint,
+    InvalidProof,
+    LogInconsistent,
+    NotProvable,
+)
+from support.segments import PlainWriter, event
+
+KEY = SigningKey.generate()
+AT_ONCE = timedelta(0)
+
+
+@pytest.fixture
+async def trail_url(postgres_database):
+    """A trail of its own: what is found in one must not come from another test."""
+    async with AuditAggregator(postgres_database) as audit:
+        await audit.migrate()
+    return postgres_database
+
+
+@pytest.fixture
+async def connection(trail_url):
+    connection = await asyncpg.connect(trail_url)
+    yield connection
+    await connection.close()
+
+
+async def sealed(connection, count=40, *, tenants=(None, "a", "b"), size=4, signer=None, keep_leaves=True):
+    writer = await PlainWriter(connection, keep_leaves=keep_leaves).begin()
+    for first in range(0, count, size):
+        numbers = range(first, min(first + size, count))
+        await writer.store([event(n, tenant=tenants[n % len(tenants)]) for n in numbers])
+    await writer.end()
+    await seal(connection, 0, durably=False)
+    signer = signer or Signer(KEY, "example.com/audit")
+    signed, broken = await signer.sign_due(connection, AT_ONCE, durably=False)
+    assert not broken
+    return signed
+
+
+async def checked(connection, **more):
+    return await verify(connection, keys=[KEY.public_key], **more)
+
+
+def kinds(report):
+    return {kind.value for kind, count in report.counts.items() if count}
+
+
+@pytest.mark.parametrize("keep_leaves", [True, False])
+async def test_an_untouched_trail_has_no_finding(connection, keep_leaves):
+    assert (await checked(connection)).ok
+    await sealed(connection, keep_leaves=keep_leaves)
+    report = await checked(connection)
+    assert report.to_dict()["findings"] == []
+    assert report.ok
+    assert (report.events, report.segments, report.log_entries) == (40, 30, 30)
+    assert (report.checkpoints, report.unsealed, report.legacy, report.origin) == (
+        3,
+        0,
+        0,
+        "example.com/audit",
+    )
+    assert json.dumps(report.to_dict())
+
+
+async def test_only_a_tenant_or_a_stretch_of_time(connection):
+    await sealed(connection)
+    one = await checked(connection, tenant_id="a")
+    assert one.ok
+    assert (one.segments, one.log_entries, one.checkpoints) == (10, 10, 1)
+    row = await connection.fetchrow("SELECT min(first_at), max(last_at) FROM audit_segments")
+    assert (await checked(connection, start=row["max"] + timedelta(microseconds=1))).segments == 0
+    late = await checked(connection, start=row["max"])
+    assert late.ok
+    assert 0 < late.segments < 30
+    assert (await checked(connection, end=row["min"])).events == 0
+
+
+async def test_sealing_passes_nothing_over(trail_url, connection):
+    other = await asyncpg.connect(trail_url)
+    early, late = await PlainWriter(other).begin(), await PlainWriter(connection).begin()
+    try:
+        # It takes its number first and commits last.
+        transaction = other.transaction()
+        await transaction.start()
+        (first,) = await early.store([event(1)])
+        (second,) = await late.store([event(2)])
+        found = await seal(connection, 0, durably=False)
+        assert found.segments == 0
+        report = await checked(connection)
+        assert report.ok
+        assert report.unsealed == 1
+        await transaction.commit()
+        found = await seal(connection, found.line, durably=False)
+        assert (found.segments, found.more) == (2, False)
+        rows = await connection.fetch("SELECT segment, position FROM audit_log ORDER BY position")
+        assert [tuple(row) for row in rows] == [(first, 0), (second, 1)]
+        assert (await seal(connection, found.line, durably=False)).segments == 0
+    finally:
+        await other.close()
+
+
+async def test_what_a_restored_dump_brought_does_not_hide_what_comes_next(connection):
+    writer = await PlainWriter(connection).begin()
+    await writer.store([event(1)])
+    await connection.execute("SET session_replication_role = replica")
+    for table in ("audit_events", "audit_segments"):
+        await connection.execute(f"UPDATE {table} SET recorded_tx = recorded_tx + 1000000000")
+    await connection.execute("SET session_replication_role = origin")
+    found = await seal(connection, 0, durably=False)
+    assert (found.segments, found.more) == (1, False)
+    await writer.store([event(2)])
+    found = await seal(connection, found.line, durably=False)
+    assert found.segments == 1
+    assert (await seal(connection, found.line, durably=False)).segments == 0
+
+
+async def test_sealers_at_once_append_each_segment_once(trail_url, connection):
+    stop = asyncio.Event()
+
+    async def store(number):
+        mine = await asyncpg.connect(trail_url)
+        writer = await PlainWriter(mine).begin()
+        for turn in range(30):
+            await writer.store([event(number * 100 + turn, tenant=f"t{turn % 3}")])
+        await writer.end()
+        await mine.close()
+
+    async def work():
+        mine, line, times = await asyncpg.connect(trail_url), 0, 0
+        while not stop.is_set():
+            found = await seal(mine, line, durably=True)
+            if found is not None:
+                line, times = found.line, times + found.segments
+            await asyncio.sleep(0)
+        await mine.close()
+        return times
+
+    workers = [asyncio.create_task(work()) for _ in range(3)]
+    await asyncio.gather(*(store(number) for number in range(4)))
+    while await connection.fetchval("SELECT count(*) FROM audit_log") < 120:
+        await asyncio.sleep(0.01)
+    stop.set()
+    assert sum(await asyncio.gather(*workers)) == 120
+    await Signer(KEY, None).sign_due(connection, AT_ONCE, durably=False)
+    report = await checked(connection)
+    assert report.problems == []
+    assert report.log_entries == 120
+    assert report.origin.startswith("dotmac-audit/")
+
+
+async def test_a_checkpoint_is_signed_when_the_log_grew(connection):
+    signer = Signer(KEY, "example.com/audit")
+    signed = await sealed(connection, signer=signer)
+    assert [(one.tenant_id, one.checkpoint.size) for one in signed] == [("", 10), ("a", 10), ("b", 10)]
+    assert await signer.sign_due(connection, AT_ONCE, durably=True) == ([], [])
+    assert await Signer(KEY, None).sign_due(connection, AT_ONCE, durably=False) == ([], [])
+    (again,) = await sealed(connection, 4, tenants=("a",), signer=signer)
+    assert (again.tenant_id, again.checkpoint.size) == ("a", 11)
+    # Not again within the interval, by whichever process.
+    await (await PlainWriter(connection).begin()).store([event(1, tenant="a")])
+    await seal(connection, 0, durably=False)
+    assert await Signer(KEY, None).sign_due(connection, timedelta(hours=1), durably=False) == ([], [])
+    with pytest.raises(ConfigurationError, match=r"AUDIT_TRAIL_ORIGIN.*example\.com/audit"):
+        await Signer(KEY, "example.com/other").sign_due(connection, AT_ONCE, durably=False)
+
+
+async def test_a_rotated_key_signs_at_once_and_the_old_one_is_still_known(connection):
+    await sealed(connection)
+    new = SigningKey.generate()
+    signed, _ = await Signer(new, None).sign_due(connection, AT_ONCE, durably=False)
+    assert len(signed) == 3
+    report = await verify(connection, keys=[new.public_key, KEY.public_key])
+    assert report.problems == []
+    assert report.checkpoints == 6
+    assert kinds(await verify(connection, keys=[new.public_key])) == {"key_unknown"}
+    assert kinds(await verify(connection)) == {"keys_not_given"}
+
+
+async def test_a_long_log_is_read_on_where_a_pass_was_broken_off(connection, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_BLOCK", 4)
+    await sealed(connection, 40, tenants=("a",))
+    await (await PlainWriter(connection).begin()).store([event(number, tenant="a") for number in range(3)])
+    await seal(connection, 0, durably=False)
+
+    class Slow:
+        """Breaks each pass off after so many pages."""
+
+        def __init__(self):
+            self.pages, self.asked = 2, []
+
+        def __getattr__(self, name):
+            return getattr(connection, name)
+
+        async def fetch(self, statement, *values):
+            if "position >= $2" in statement:
+                self.asked.append(values[1])
+                if len(self.asked) % (self.pages + 1) == 0:
+                    raise TimeoutError
+            return await connection.fetch(statement, *values)
+
+    signer, slow = Signer(KEY, None), Slow()
+    for _ in range(9):
+        try:
+            signed, broken = await signer.sign_due(slow, AT_ONCE, durably=False)
+        except TimeoutError:
+            continue
+        break
+    assert ([one.checkpoint.size for one in signed], broken) == ([11], [])
+    assert sorted(set(slow.asked)) == [0, 4, 8, 10]
+    assert slow.asked.count(0) == 1
+    assert (await checked(connection)).problems == []
+
+
+async def test_a_log_that_was_changed_is_not_signed(connection):
+    signer = Signer(KEY, None)
+    await sealed(connection, signer=signer)
+    await (await PlainWriter(connection).begin()).store([event(1, tenant="a"), event(2, tenant="b")])
+    await seal(connection, 0, durably=False)
+    for change, text in (
+        ("UPDATE audit_log SET leaf = sha256('x') WHERE tenant_id = 'a' AND position = 3", "were changed"),
+        ("DELETE FROM audit_log WHERE tenant_id = 'a' AND position = 3", "an entry is missing"),
+        ("DELETE FROM audit_log WHERE tenant_id = 'a' AND position > 7", "rolled back"),
+    ):
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute(change)
+        signed, (error,) = await Signer(KEY, None).sign_due(connection, AT_ONCE, durably=False)
+        assert isinstance(error, LogInconsistent)
+        assert text in str(error)
+        assert "'a'" in str(error)
+        assert [one.tenant_id for one in signed] == ["b"]  # the others' logs are signed all the same
+        await transaction.rollback()
+    # Everything was rolled back, checkpoints too: the signer remembers.
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("SET LOCAL session_replication_role = replica")
+    await connection.execute("DELETE FROM audit_log WHERE tenant_id = 'a' AND position > 7")
+    await connection.execute("DELETE FROM audit_checkpoints WHERE tenant_id = 'a'")
+    _, (error,) = await signer.sign_due(connection, AT_ONCE, durably=False)
+    assert "was signed here at size 10" in str(error)
+    await transaction.rollback()
+
+
+async def test_the_tables_are_append_only(connection):
+    await sealed(connection)
+    await connection.execute("INSERT INTO audit_anchors (place, tenant_id, size) VALUES ('x', '', 1)")
+    for table, column in (
+        ("audit_trail", "origin"),
+        ("audit_legacy", "events"),
+        ("audit_log", "leaf"),
+        ("audit_checkpoints", "note"),
+        ("audit_anchors", "place"),
+        ("audit_segments", "root"),
+        ("audit_writers", "host"),
+        ("audit_writer_ends", "segments"),
+    ):
+        for statement in (
+            f"UPDATE {table} SET {column} = {column}",
+            f"DELETE FROM {table}",
+            f"TRUNCATE {table}",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f"{table} is append-only"):
+                await connection.execute(statement)
+
+
+async def test_proofs_check_without_the_database(trail_url, connection):
+    await sealed(connection, 41, size=7)
+    other = SigningKey.generate()
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        rows = await connection.fetch("SELECT id, tenant_id, action FROM audit_events")
+        assert len(rows) == 41
+        for row in rows:
+            proof = json.loads(json.dumps(await audit.prove(row["id"])))
+            found = check_proof(proof, audit.trusted_keys())
+            assert found.event["id"] == str(row["id"])
+            assert found.event["action"] == row["action"]
+            assert found.event.get("tenant_id") == row["tenant_id"]
+            assert found.segment["tenant_id"] == (row["tenant_id"] or "")
+        with pytest.raises(InvalidCheckpoint, match="not signed with a key"):
+            check_proof(proof, [other.public_key])
+        for name, change in (
+            ("event", lambda value: value.replace("record.read", "record.gone")),
+            ("event", lambda value: value.replace("{", "{ ", 1)),
+            ("leaf_index", lambda value: value ^ 1),
+            ("segment_path", lambda value: value[1:] or ["00" * 32]),
+            ("segment", lambda value: {**value, "recorded_at": value["recorded_at"] - 1}),
+            ("segment", lambda value: {**value, "tenant_id": "other"}),
+            ("log_index", lambda value: value ^ 1),
+            ("log_path", lambda value: ["00" * 32, *value[1:]]),
+            ("log_path", lambda value: "zz"),
+            ("log_path", lambda value: ["zz"]),
+            ("format", lambda value: "other"),
+            ("checkpoint", lambda value: 1),
+        ):
+            with pytest.raises(InvalidProof):
+                check_proof({**proof, name: change(proof[name])}, [KEY.public_key])
+            with pytest.raises(InvalidProof):
+                check_proof({key: value for key, value in proof.items() if key != name}, [KEY.public_key])
+        for text in ("", "[]", "[" * 100_000, b"\xff"):
+            with pytest.raises(InvalidProof):
+                check_proof(text, [KEY.public_key])
+
+
+async def test_what_has_no_proof(trail_url, connection):
+    writer = await PlainWriter(connection).begin()
+    late = event(1)
+    await writer.store([late])
+    await connection.execute(
+        "INSERT INTO audit_events (occurred_at, id, category, action, level, outcome) "
+        "VALUES (now(), '00000000-0000-0000-0000-000000000001', 'system', 'x', 'info', 'success')"
+    )
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        with pytest.raises(NotProvable, match="without integrity"):
+            await audit.prove("00000000-0000-0000-0000-000000000001")
+        with pytest.raises(NotProvable, match="no event"):
+            await audit.prove("00000000-0000-0000-0000-000000000002")
+        with pytest.raises(NotProvable, match="not sealed yet") as caught:
+            await audit.prove(late["id"])
+        assert caught.value.later
+        await seal(connection, 0, durably=False)
+        with pytest.raises(NotProvable, match="no checkpoint covers"):
+            await audit.prove(late["id"])
+        done = await audit.checkpoint()
+        assert (done.segments, len(done.checkpoints), done.errors) == (0, 1, [])
+        assert check_proof(await audit.prove(late["id"]), [KEY.public_key]).size == 1
+
+
+async def test_the_aggregator_seals_and_signs_in_the_background(trail_url, connection):
+    config = AuditTrailConfig(postgres_url=trail_url, checkpoint_interval=0.1)
+    async with AuditAggregator(config=config, signing_key=KEY) as audit:
+        assert await audit.count_events() == 0
+        await (await PlainWriter(connection).begin()).store([event(1)])
+        async with asyncio.timeout(20):
+            while not (report := await audit.verify_integrity()).checkpoints:
+                await asyncio.sleep(0.1)
+        assert report.problems == []
+        assert report.log_entries == 1
+    config = AuditTrailConfig(postgres_url=trail_url)
+    async with AuditAggregator(config=config) as audit:
+        await audit.count_events()
+        assert (await audit._state()).sealer is None
+
+
+async def test_progress_is_told_and_a_verification_can_be_cancelled(trail_url, connection):
+    await sealed(connection)
+    stages = []
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        await audit.verify_integrity(progress=stages.append)
+        assert [one.stage for one in stages] == sorted(
+            (one.stage for one in stages), key=["anchors", "events", "log", "writers"].index
+        )
+        assert stages[-1] == ("writers", 30, 30)
+        assert ("events", 40, 40) in stages
+
+        class StopNowError(Exception):
+            pass
+
+        def refuse(progress):
+            if progress.stage == "log":
+                raise StopNowError
+
+        with pytest.raises(StopNowError):
+            await audit.verify_integrity(progress=refuse)
+        chance = random.Random(7)
+        for _ in range(20):
+            task = asyncio.create_task(audit.verify_integrity())
+            await asyncio.sleep(chance.uniform(0, 0.03))
+            if not task.cancel():
+                continue  # it was quicker
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            if task.done() and not task.cancelled():
+                assert task.result().ok
+        assert (await audit.verify_integrity()).ok
+
+
+async def test_more_events_than_one_stretch_and_large_segments(connection):
+    writer = await PlainWriter(connection).begin()
+    await writer.store([event(number) for number in range(700)])
+    await seal(connection, 0, durably=False)
+    report = await checked(connection)
+    assert (report.events, kinds(report)) == (700, {"no_checkpoint"})
+
+
+async def test_anchors_show_a_rollback_of_everything(trail_url, connection, tmp_path):
+    anchor = (tmp_path / "checkpoints").as_uri()
+    config = AuditTrailConfig(postgres_url=trail_url, origin="example.com/audit", anchors=anchor)
+    async with AuditAggregator(config=config, signing_key=KEY, sealing=False) as audit:
+        await sealed(connection)
+        done = await audit.checkpoint()
+        assert done.errors == []
+        report = await audit.verify_integrity()
+        assert report.problems == []
+        assert (report.anchored, report.checkpoints) == (3, 3)
+        # As if a backup had been restored: nothing in the database knows of what came later.
+        await connection.execute("SET session_replication_role = replica")
+        gone = await connection.fetchval(
+            "SELECT segment FROM audit_log WHERE tenant_id = 'a' AND position = 9"
+        )
+        for table, column in (
+            ("audit_events", "segment"),
+            ("audit_segments", "id"),
+            ("audit_log", "segment"),
+        ):
+            await connection.execute(f"DELETE FROM {table} WHERE {column} = $1", gone)
+        await connection.execute("DELETE FROM audit_checkpoints WHERE tenant_id = 'a'")
+        await connection.execute("UPDATE audit_writer_ends SET segments = segments - 1")
+        await connection.execute("DELETE FROM audit_anchors")
+        report = await audit.verify_integrity()
+        assert kinds(report) == {"checkpoint_missing", "log_truncated"}
+        assert {one.tenant_id for one in report.problems} == {"a"}
+        assert kinds(await audit.verify_integrity(anchors=[])) == set()
+        # All of it is gone.
+        for table in ("audit_events", "audit_segments", "audit_log", "audit_checkpoints", "audit_trail"):
+            await connection.execute(f"DELETE FROM {table}")
+        report = await audit.verify_integrity()
+        assert report.counts[FindingKind.LOG_TRUNCATED] == 3
+
+
+async def test_a_checkpoint_signed_while_anchors_are_read_is_not_missing(trail_url, connection):
+    other = await asyncpg.connect(trail_url)
+    signer = Signer(KEY, "example.com/audit")
+    await sealed(connection, 4, tenants=("a",), signer=signer)
+
+    class Busy:
+        place = "busy"
+
+        async def notes(self, _):
+            for (note,) in await other.fetch("SELECT note FROM audit_checkpoints"):
+                yield note
+            (one,) = await sealed(other, 4, tenants=("a",), signer=signer)
+            yield one.note
+
+    try:
+        report = await checked(connection, anchors=[Busy()])
+    finally:
+        await other.close()
+    assert (report.findings, report.anchored, report.checkpoints) == ([], 2, 2)
+
+
+async def drop_month(connection, month, told, *, events=4, gone=None):
+    """What retention leaves of a month."""
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS audit_archives (id uuid PRIMARY KEY, partition text NOT NULL, "
+        "from_time timestamptz NOT NULL, to_time timestamptz NOT NULL, state text NOT NULL, events bigint, "
+        "started_at timestamptz NOT NULL DEFAULT now(), dropped_at timestamptz, event_id uuid)"
+    )
+    partition = f"audit_events_{month:%Y_%m}"
+    start = month.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    end = (start + timedelta(days=32)).replace(day=1)
+    note = event(
+        7,
+        action="audit.partition.dropped",
+        resource_id=partition,
+        at=datetime.now(UTC),
+        metadata={"from_time": start.isoformat(), "to_time": end.isoformat(), "events": events},
+    )
+    await connection.execute(f"DROP TABLE {partition}" if gone is None else gone)
+    await connection.execute(
+        "INSERT INTO audit_archives (id, partition, from_time, to_time, state, dropped_at, event_id, "
+        "events) VALUES (gen_random_uuid(), $1, $2, $3, 'dropped', $4, $5, $6)",
+        partition,
+        start,
+        end,
+        note["occurred_at"],
+        note["id"],
+        events,
+    )
+    if told:
+        writer = await PlainWriter(connection).begin()
+        await writer.store([note])
+        await writer.end()
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_what_retention_dropped_is_no_tampering_if_the_trail_says_so(connection, told):
+    month = datetime.now(UTC) - timedelta(days=70)
+    await connection.execute("SELECT audit_ensure_partition($1)", month)
+    writer = await PlainWriter(connection).begin()
+    await writer.store([event(1, at=month), event(2, at=month)])
+    # One segment lies in two months: what is left of it is still checked.
+    await writer.store([event(3, at=month), event(4), event(5, at=month), event(6)])
+    await writer.end()
+    await sealed(connection, 4)
+    await drop_month(connection, month, told)
+    await seal(connection, 0, durably=False)
+    report = await checked(connection)
+    assert kinds(report) == ({"events_dropped"} if told else {"drop_untold"})
+    assert report.ok is told
+    assert report.dropped == 4
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("UPDATE audit_events SET level = 'debug' WHERE action = 'record.read.6'")
+    await connection.execute("DELETE FROM audit_events WHERE action = 'record.read.1'")
+    found = {(one.kind.value, one.place) for one in (await checked(connection)).problems}
+    assert found >= {("event_changed", 3), ("segment_emptied", None)}
+
+
+async def test_signing_is_not_switched_off_by_a_time_that_lies_ahead(connection):
+    signer = Signer(KEY, "example.com/audit")
+    await sealed(connection, 4, tenants=("a",), signer=signer)
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("UPDATE audit_checkpoints SET signed_at = now() + interval '10 years'")
+    await (await PlainWriter(connection).begin()).store([event(1, tenant="a")])
+    await seal(connection, 0, durably=False)
+    signed, broken = await signer.sign_due(connection, timedelta(hours=1), durably=False)
+    assert (len(signed), broken) == (1, [])
+
+
+async def test_what_was_sealed_and_never_signed_is_told(connection):
+    await sealed(connection, 4, tenants=("a",))
+    await (await PlainWriter(connection).begin()).store([event(1, tenant="a")])
+    await (await PlainWriter(connection).begin()).store([event(2, tenant="b")])
+    await seal(connection, 0, durably=False)
+    assert (await checked(connection)).problems == []
+    late = await checked(connection, overdue=AT_ONCE)
+    assert [(one.kind.value, one.tenant_id) for one in late.problems] == [
+        ("checkpoint_overdue", "a"),
+        ("checkpoint_overdue", "b"),
+    ]
+    # Without a key nobody has to sign what never was.
+    assert [one.tenant_id for one in (await verify(connection, overdue=AT_ONCE)).problems] == ["a"]
+
+
+async def test_anchoring_is_not_switched_off_by_a_row(trail_url, connection, tmp_path):
+    kept = tmp_path / "checkpoints"
+    config = AuditTrailConfig(
+        postgres_url=trail_url, origin="example.com/audit", anchors=kept.as_uri(), checkpoint_interval=0.1
+    )
+    await connection.execute(
+        "INSERT INTO audit_anchors (place, tenant_id, size) SELECT $1, '', size "
+        "FROM generate_series(1, 9) AS size UNION ALL SELECT $1, '', 1 << 30",
+        kept.as_uri(),
+    )
+    async with AuditAggregator(config=config, signing_key=KEY) as audit:
+        for wanted in (1, 2, 3):
+            await audit.log_event("SYSTEM", "x")
+            async with asyncio.timeout(20):
+                while not kept.exists() or len(kept.read_text().splitlines()) < wanted:
+                    await asyncio.sleep(0.05)
+    async with AuditAggregator(config=config, signing_key=KEY, sealing=False) as audit:
+        assert (await audit.verify_integrity()).findings == []
+        kept.unlink()
+        report = await audit.verify_integrity()
+        assert kinds(report) == {"anchor_behind"}
+        assert not report.ok
+        # After a start the newest is sent, whatever the database says was.
+        assert (await audit.checkpoint()).errors == []
+        report = await audit.verify_integrity()
+        assert (report.findings, report.anchored) == ([], 1)
+
+
+async def test_a_place_that_lost_its_newest_checkpoints_is_told(connection):
+    signer = Signer(KEY, "example.com/audit")
+    (first,) = await sealed(connection, 4, tenants=("a",), signer=signer)
+    (second,) = await sealed(connection, 4, tenants=("a",), signer=signer)
+
+    class Place:
+        place = "place"
+
+        def __init__(self, *signed):
+            self.kept = signed
+
+        async def notes(self, _):
+            for one in self.kept:
+                yield one.note
+
+    assert (await checked(connection, anchors=[Place(first)])).problems == []
+    assert (await checked(connection, anchors=[Place(first, second)], overdue=AT_ONCE)).problems == []
+    for signed in ((), (first,)):
+        (found,) = (await checked(connection, anchors=[Place(*signed)], overdue=AT_ONCE)).problems
+        assert (found.kind.value, found.tenant_id) == ("anchor_behind", "a")
+
+
+async def old_month(connection):
+    """A month that is over, with a segment of its own and a half of one."""
+    month = datetime.now(UTC) - timedelta(days=70)
+    await connection.execute("SELECT audit_ensure_partition($1)", month)
+    writer = await PlainWriter(connection).begin()
+    await writer.store([event(1, at=month), event(2, at=month)])
+    await writer.store([event(3, at=month), event(4), event(5, at=month), event(6)])
+    await writer.end()
+    await sealed(connection, 4)
+    await connection.execute("SET session_replication_role = replica")
+    return month
+
+
+async def test_a_month_that_is_there_was_not_dropped_whatever_is_said(connection, monkeypatch):
+    monkeypatch.setattr(drops, "_SLACK", timedelta(0))
+    month = await old_month(connection)
+    one = "action = 'record.read.1' AND occurred_at < now() - interval '1 day'"
+    await drop_month(connection, month, told=True, gone=f"DELETE FROM audit_events WHERE {one}")
+    report = await checked(connection)
+    assert {one.kind.value for one in report.problems} == {"drop_wrong", "event_missing"}
+    assert (report.ok, report.dropped) == (False, 0)
+
+
+@pytest.mark.parametrize("archive", ["from_time = from_time + interval '1 hour'", "dropped_at = from_time",
+                                     "dropped_at = 'tomorrow'"])  # fmt: skip
+async def test_a_drop_that_can_not_have_been_excuses_nothing(connection, archive):
+    month = await old_month(connection)
+    await drop_month(connection, month, told=True)
+    await connection.execute(f"UPDATE audit_archives SET {archive}")
+    report = await checked(connection)
+    assert {one.kind.value for one in report.problems} >= {"drop_wrong", "segment_emptied"}
+    assert report.dropped == 0
+
+
+async def test_more_is_missing_than_was_dropped(connection):
+    month = await old_month(connection)
+    await drop_month(connection, month, told=True)
+    assert (await checked(connection)).problems == []
+    await connection.execute("DELETE FROM audit_events WHERE action = 'record.read.4'")
+    report = await checked(connection)
+    assert [one.kind.value for one in report.problems] == ["drop_wrong"]
+    assert "1 events more" in report.problems[0].text
+
+
+async def test_a_month_made_anew_is_checked_for_what_came_later(connection):
+    month = await old_month(connection)
+    await drop_month(connection, month, told=True)
+    await connection.execute("SELECT audit_ensure_partition($1)", month)
+    writer = await PlainWriter(connection).begin()
+    await writer.store([event(21, at=month), event(22, at=month)])
+    await writer.end()
+    await seal(connection, 0, durably=False)
+    assert (await checked(connection)).problems == []
+    await connection.execute("DELETE FROM audit_events WHERE action = 'record.read.21'")
+    report = await checked(connection)
+    assert [(one.kind.value, one.place) for one in report.problems] == [("event_missing", 0)]
+
+
+async def test_what_is_left_of_a_segment_needs_its_leaf_hashes(connection):
+    month = await old_month(connection)
+    await drop_month(connection, month, told=True)
+    await connection.execute("UPDATE audit_segments SET leaves = NULL WHERE size = 4")
+    await connection.execute("UPDATE audit_events SET level = 'debug' WHERE action = 'record.read.6'")
+    report = await checked(connection)
+    assert [one.kind.value for one in report.problems] == ["segment_changed"]
+
+
+async def test_events_from_before_the_proofs_are_counted_so_that_none_joins_them(postgres_database):
+    connection = await asyncpg.connect(postgres_database)
+    store = (
+        "INSERT INTO audit_events (occurred_at, id, category, action, level, outcome) "
+        "SELECT now(), gen_random_uuid(), 'system', 'x', 'info', 'success' FROM generate_series(1, 3)"
+    )
+    config = schema._config()
+
+    async def upgrade(target):
+        sql = io.StringIO()
+        config.output_buffer = sql
+        await asyncio.to_thread(command.upgrade, config, target, sql=True)
+        await connection.execute(sql.getvalue())
+
+    await upgrade("0001")
+    await connection.execute(store)
+    await upgrade("0001:head")
+    report = await checked(connection)
+    assert (report.ok, report.legacy, kinds(report)) == (True, 3, {"events_legacy"})
+    (notice,) = (await checked(connection, tenant_id="")).notices
+    assert "say to be from before" in notice.text
+    await sealed(connection, 4)
+    assert kinds(await checked(connection)) == {"events_legacy"}
+    await connection.execute(f"{store} LIMIT 1")
+    report = await checked(connection)
+    assert (report.counts[FindingKind.EVENT_UNCOVERED], report.legacy) == (1, 3)
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute(
+        "UPDATE audit_events SET recorded_at = recorded_at - interval '1 year' WHERE segment IS NULL"
+    )
+    report = await checked(connection)
+    assert not report.ok
+    assert report.counts[FindingKind.EVENT_UNCOVERED] == 4
+    await connection.close()
+
+
+async def test_the_librarys_own_writers_verify(trail_url, connection):
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        odd = [
+            {
+                "n": 9007199254740993,
+                "m": 1e300,
+                "k": -0.0,
+                "z": 1.50,
+                "deep": [{"\ue000": 1, "😀": "\u2028"}],
+            },
+            {},
+            {"text": '\x7f \x01 \\ " / é', "numbers": [0.1, 1e-7, 123456789012345678901234567890, 5e-324]},
+        ]
+        many = (
+            audit.log_event(
+                "DATA_CHANGE",
+                f"change.{number}",
+                tenant_id=(None, "a", "ü/b")[number % 3],
+                ip_address=(None, "::ffff:10.0.0.1", "::1.2.3.4", "2001:db8::", "fe80::1%eth0")[number % 5],
+                metadata=odd[number % 3],
+            )
+            for number in range(300)
+        )
+        await asyncio.gather(*many)
+        done = await audit.checkpoint()
+        assert len(done.checkpoints) == 3
+        report = await audit.verify_integrity()
+        assert report.findings == []
+        assert (report.events, report.unsealed) == (300, 0)
+    assert (await checked(connection)).findings == []
+
+
+async def test_verification_goes_on_while_others_write(trail_url):
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=True) as audit:
+        stop = asyncio.Event()
+
+        async def write():
+            while not stop.is_set():
+                await audit.log_event("SYSTEM", "x", tenant_id="a")
+
+        writers = [asyncio.create_task(write()) for _ in range(4)]
+        for _ in range(5):
+            report = await audit.verify_integrity()
+            assert report.problems == []
+            await asyncio.sleep(0.3)
+        stop.set()
+        await asyncio.gather(*writers)
+        assert report.log_entries

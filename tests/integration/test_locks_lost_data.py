@@ -1,0 +1,190 @@
+"""A server that loses its data while locks are held.
+
+Promises: whether it is emptied, or restarted or killed without its data, of a thousand held locks none is
+lost and of a thousand waiters each keeps its place, for sessions take back what they held; fencing tokens go
+on increasing; a newcomer waits for that on a server that has just started, about a second, and on an older
+one not at all; a release during the outage is no loss; a holder that comes back after somebody else, or too
+late, is told that its lock is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dotmac.platform.errors import LockLost
+from support.locks import Partition, manager_at, until
+from support.proxy import Proxy
+
+if TYPE_CHECKING:
+    from dotmac.platform.connection.embedded import EmbeddedValkey
+
+COUNT = 1000
+QUEUES, LENGTH = 50, 20
+YOUNG = 5.0  # seconds for which a server counts as just started
+
+
+async def lose_data(server: EmbeddedValkey, how: str) -> None:
+    """The server goes on without anything that it knew."""
+    if how == "flushall":
+        view = Partition(server.url, "any")
+        view.client.flushall()
+        view.client.close()
+    elif how == "restart":
+        await asyncio.to_thread(server.restart)
+    else:
+        server.kill()
+        await asyncio.to_thread(server.start)
+
+
+async def grow_old(server: EmbeddedValkey) -> None:
+    """Waits until the server no longer counts as just started."""
+    view = Partition(server.url, "any")
+    await until(lambda: view.client.info("server")["uptime_in_seconds"] >= YOUNG)
+    view.client.close()
+
+
+@pytest.mark.parametrize("how", ["flushall", "restart", "kill"])
+async def test_a_thousand_holders_and_waiters_lose_nothing(
+    own_valkey: EmbeddedValkey, unique: str, how: str
+) -> None:
+    url = own_valkey.url
+    async with (
+        manager_at(url, unique, default_timeout=20) as locks,
+        # Its address differs, so it is a session of its own.
+        manager_at(f"{url}?connect_timeout=4", unique, default_timeout=20) as rival,
+    ):
+        held = {f"n{number}": locks.acquire_lock(f"n{number}") for number in range(COUNT)}
+        await asyncio.gather(*(lock.acquire() for lock in held.values()))
+        before = {name: lock.fencing_token for name, lock in held.items()}
+        served: dict[str, list[int]] = {f"n{number}": [] for number in range(QUEUES)}
+        tokens: dict[str, list[int]] = {name: [before[name]] for name in served}
+
+        async def wait(name: str, number: int) -> None:
+            async with (locks, rival)[number % 2].acquire_lock(name) as lock:
+                served[name].append(number)
+                tokens[name].append(lock.fencing_token)
+
+        view = Partition(url, unique)
+        waiting: list[asyncio.Task[None]] = []
+        for number in range(LENGTH):
+            waiting += [asyncio.create_task(wait(name, number)) for name in served]
+            await until(lambda: view.queued() == len(waiting))  # noqa: B023 - awaited here
+
+        await lose_data(own_valkey, how)
+        await until(lambda: (view.held(), view.queued()) == (COUNT, QUEUES * LENGTH))
+        assert {name: lock.fencing_token for name, lock in held.items()} == before
+        assert not any(task.done() for task in waiting)
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(lock.release() for lock in held.values()))
+            await asyncio.gather(*waiting)
+        assert all(order == list(range(LENGTH)) for order in served.values())
+        assert all(found == sorted(set(found)) for found in tokens.values())
+        assert locks.stats()["losses"] == rival.stats()["losses"] == 0
+        await until(view.empty)
+        view.client.close()
+
+
+async def test_fencing_tokens_go_on_increasing(own_valkey: EmbeddedValkey, unique: str) -> None:
+    async with manager_at(own_valkey.url, unique) as locks:
+        tokens = []
+        for how in ("flushall", "kill", "flushall"):
+            async with locks.acquire_lock("kept") as kept:
+                tokens.append(kept.fencing_token)
+                await lose_data(own_valkey, how)
+                async with locks.acquire_lock("other") as other:
+                    tokens.append(other.fencing_token)
+                assert not kept.lost
+    assert tokens == sorted(set(tokens))
+
+
+async def test_a_newcomer_waits_for_a_second_at_most(own_valkey: EmbeddedValkey, unique: str) -> None:
+    async def first_lock(namespace: str) -> float:
+        async with manager_at(own_valkey.url, namespace) as locks:
+            started = time.monotonic()
+            async with locks.acquire_lock("a"):
+                return time.monotonic() - started
+
+    await asyncio.to_thread(own_valkey.restart)
+    assert 0.5 < await first_lock(unique) < 2.5, "others may have to take their locks back"
+    await grow_old(own_valkey)
+    assert await first_lock(f"{unique}-later") < 0.5
+
+
+@pytest.mark.parametrize("how", ["flushall", "restart"])
+async def test_a_release_during_the_outage_is_no_loss(
+    own_valkey: EmbeddedValkey, unique: str, how: str
+) -> None:
+    async with manager_at(own_valkey.url, unique) as locks:
+        held = [locks.acquire_lock(f"n{number}") for number in range(100)]
+        await asyncio.gather(*(lock.acquire() for lock in held))
+        if how == "restart":
+            own_valkey.kill()
+            releases = [asyncio.create_task(lock.release()) for lock in held]
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(own_valkey.start)
+        else:
+            await lose_data(own_valkey, how)
+            releases = [asyncio.create_task(lock.release()) for lock in held]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*releases)
+        view = Partition(own_valkey.url, unique)
+        await until(view.empty)
+        view.client.close()
+
+
+async def test_a_holder_that_comes_back_after_another_is_told(
+    own_valkey: EmbeddedValkey, unique: str
+) -> None:
+    await grow_old(own_valkey)
+    with Proxy(own_valkey.url) as proxy:
+        async with (
+            manager_at(proxy.url, unique, default_timeout=60) as cut_off,
+            manager_at(own_valkey.url, unique) as locks,
+        ):
+            lock, kept = (cut_off.acquire_lock(name, on_lost="flag") for name in ("a", "b"))
+            await lock.acquire()
+            await kept.acquire()
+            proxy.stall()
+            await lose_data(own_valkey, "flushall")
+            async with locks.acquire_lock("a", blocking_timeout=10) as other:
+                assert other.fencing_token > lock.fencing_token
+                assert not lock.lost, "it has not heard of anything"
+                proxy.flow()
+                proxy.drop()
+                reason = await asyncio.wait_for(lock.lost, 10)
+                assert reason is not None
+                assert "no longer knows" in reason
+                assert other.held
+            with pytest.raises(LockLost):
+                await lock.release()
+            assert not kept.lost, "nobody else has it"
+            await kept.release()
+
+
+@pytest.mark.slow
+async def test_a_holder_that_comes_back_too_late_is_told(own_valkey: EmbeddedValkey, unique: str) -> None:
+    """Ten seconds after the loss others may have had the lock and given it back."""
+    with Proxy(own_valkey.url) as proxy:
+        async with (
+            manager_at(proxy.url, unique, default_timeout=60) as cut_off,
+            manager_at(own_valkey.url, unique) as locks,
+        ):
+            lock = cut_off.acquire_lock("a", on_lost="flag")
+            await lock.acquire()
+            # The server is young, so this was granted out of the queue, and has to be claimed.
+            await until(lambda: lock.remaining > 30)
+            proxy.stall()
+            await lose_data(own_valkey, "flushall")
+            async with locks.acquire_lock("a", blocking_timeout=10):
+                pass
+            await asyncio.sleep(11)
+            proxy.flow()
+            proxy.drop()
+            assert "no longer knows" in (await asyncio.wait_for(lock.lost, 10) or "")
+            with pytest.raises(LockLost):
+                await lock.release()
