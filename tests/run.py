@@ -1,7 +1,7 @@
 """All Python tests, in three processes side by side: most of them wait for something most of the time.
 
-Each part shows what it says when it is done, since lines of several would tell nothing. Arguments go to each
-pytest. The last line sums up; the exit code is 0 only if every part passed.
+What each part says is shown as a whole, since lines of several would tell nothing, and those that failed come
+last, where they are looked for. Arguments go to each pytest. The last line sums up; the exit code is 0 only if every part passed.
 
     python tests/run.py [pytest's arguments]
 """
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
             output,
         )
     counts: Counter[str] = Counter()
+    failed: list[str] = []
     worst = 0
     while running:
         for name, (process, output) in list(running.items()):
@@ -55,13 +56,17 @@ def main(arguments: list[str]) -> int:
             del running[name]
             output.seek(0)
             said = output.read().decode(errors="replace")
-            print(f"##### {name}", said, sep="\n", flush=True)
+            if process.returncode:
+                failed.append(f"##### {name}\n{said}")
+            else:
+                print(f"##### {name}", said, sep="\n", flush=True)
             for number, what in re.findall(
                 r"(\d+) (\w+)", said.rstrip().rsplit("\n", 1)[-1].partition(" in ")[0]
             ):
                 counts[what] += int(number)
             worst = max(worst, abs(process.returncode))
         time.sleep(0.2)
+    print(*failed, sep="\n")
     summed = ", ".join(f"{number} {what}" for what, number in sorted(counts.items()))
     print(f"===== {summed} in {time.monotonic() - began:.0f}s =====")
     return worst

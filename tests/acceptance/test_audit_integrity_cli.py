@@ -87,7 +87,8 @@ def test_from_a_key_to_a_proof(dotmac, postgres_database, tmp_path):
     assert {one["origin"] for one in done["checkpoints"]} == {"example.com/audit", "example.com/audit/acme"}
     assert "0 segments sealed, 0 checkpoints" in dotmac("audit", "checkpoint").stdout
     report = json.loads(dotmac("audit", "verify", "--json", "--strict").stdout)
-    assert (report["ok"], report["events"], report["anchored"], report["counts"]) == (True, 101, 2, {})
+    # Two logs, and each of the two processes that signed or could have told the anchor of their newest state.
+    assert (report["ok"], report["events"], report["anchored"], report["counts"]) == (True, 101, 4, {})
     assert "nothing was tampered with" in dotmac("audit", "verify", "--tenant", "acme").stdout
 
     proof = tmp_path / "proof.json"

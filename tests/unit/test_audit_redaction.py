@@ -139,11 +139,11 @@ def test_errors_tell_no_secret(found, letters, nonsense):
             assert name == "metadata" or hidden not in repr(entry.fields())
 
 
-@given(
-    st.dictionaries(
-        st.text(max_size=5).map(lambda key: f"k {key}"), st.text("abcdefghij @/", max_size=20) | harmless
-    )
-)
+# Letters could spell the name of a secret: hypothesis tries words that it finds in the code under test.
+names = st.text(st.characters(exclude_categories=["L", "Cs"]), max_size=5).map(lambda key: f"k {key}")
+
+
+@given(st.dictionaries(names, st.text("abcdefghij @/", max_size=20) | harmless))
 def test_what_is_no_secret_stays_the_same_object(metadata):
     assert redact(PLAIN, "security", Given("x", metadata=metadata)).metadata is metadata
 
