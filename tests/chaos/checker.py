@@ -7,6 +7,7 @@ before it is taken. So what overlaps here did overlap.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chaos.endings import complaints, every_end, losses
@@ -39,6 +40,7 @@ RULES: tuple[Callable[[History, Verdict], Iterable[Violation]], ...] = (
 
 def check(history: History) -> Verdict:
     """Applies all rules."""
+    history = replace(history)  # without what another check remembered of it
     verdict = Verdict()
     counts = verdict.counts
     counts["requests"] = len(history.attempts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -86,6 +87,7 @@ def refused_while_held(history: History, verdict: Verdict) -> Iterator[Violation
     """Whoever still holds is refused nowhere: a higher token means that another was granted the lock
     meanwhile."""
     by_token = {(attempt.lock, attempt.fence): attempt for attempt in history.attempts}
+    by_fence = {name: sorted(attempts, key=fence_of) for name, attempts in by_lock(history).items()}
     for write in history.writes:
         if write.accepted:
             continue
@@ -93,9 +95,8 @@ def refused_while_held(history: History, verdict: Verdict) -> Iterator[Violation
         if holder is None:
             yield Violation("register", write.at, f"{write.lock!r}: nobody was granted {write.fence}")
         elif holder.acted > write.at:
-            for rival in history.attempts:
-                if rival.lock != holder.lock or fence_of(rival) <= fence_of(holder):
-                    continue
+            rivals = by_fence[holder.lock]
+            for rival in rivals[bisect_right(rivals, fence_of(holder), key=fence_of) :]:
                 excuse = may_overlap(history, holder, rival) if rival.asked < write.at else None
                 if excuse is not None and holder.acted <= excuse.until:
                     verdict.counts[f"writes refused to a holder: {excuse.cause}"] += 1

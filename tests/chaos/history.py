@@ -11,7 +11,10 @@ import json
 import os
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from chaos.timeline import Timeline
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,9 +155,9 @@ class Process:
     status: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass
 class History:
-    """All that is known of a run."""
+    """All that is known of a run. It does not change while it is judged."""
 
     attempts: list[Attempt] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
@@ -163,6 +166,11 @@ class History:
     complaints: list[tuple[int, str]] = field(default_factory=list)
     calm: int | None = None
     end: int = 0
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """The faults by target and time."""
+        return Timeline(self.faults)
 
     def process(self, worker: str) -> Process:
         """A worker by its name, which is its place and a number; it may never have come to write anything."""

@@ -77,12 +77,9 @@ def disturbances(
     targets = ("server", "machine", history.process(worker).place)
     return [
         fault
-        for fault in history.faults
-        if fault.kind not in HARMLESS
-        and fault.target in targets
-        and fault.begin <= end
-        and fault.end >= begin
-        and fault.kind not in besides
+        for target in targets
+        for fault in history.timeline.between(target, begin, end)
+        if fault.kind not in HARMLESS and fault.kind not in besides
     ]
 
 
@@ -109,7 +106,7 @@ def may_overlap(history: History, older: Attempt, newer: Attempt) -> Excuse | No
     older is the one with the lower token."""
     found = None
     both = max(older.held or 0, newer.held or 0)
-    for loss in history.faults:
+    for loss in history.timeline.of(LOSES_DATA | FAILS_OVER):
         if loss.kind in LOSES_DATA:
             if older.asked > loss.end or (newer.held or 0) < loss.begin:
                 continue
@@ -117,14 +114,12 @@ def may_overlap(history: History, older: Attempt, newer: Attempt) -> Excuse | No
             if cause is None:
                 continue
             until = _told(history, older, loss, loss.end)
-        elif loss.kind in FAILS_OVER:
+        else:
             # The newer one was granted by the server that took over, the older one by the one before.
             if not _fence(older) < loss.wall <= _fence(newer) or older.asked > loss.end + LATE:
                 continue
             cause = LOST_WRITE
             until = _told(history, older, loss, max(both, loss.end))
-        else:
-            continue
         if found is None or until > found.until:
             found = Excuse(until, cause)
     return found
@@ -132,7 +127,7 @@ def may_overlap(history: History, older: Attempt, newer: Attempt) -> Excuse | No
 
 def may_forget(history: History, attempt: Attempt, at: int) -> Excuse | None:
     """Why the server may have told a holder that it knew nothing of its lease."""
-    for loss in history.faults:
+    for loss in history.timeline.of(LOSES_DATA | FAILS_OVER):
         if attempt.asked > loss.end + LATE or at < loss.begin:
             continue
         if loss.kind in LOSES_DATA and (cause := lost_by_data(history, attempt.worker, loss)):
