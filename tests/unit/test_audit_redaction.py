@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from dotmac.platform.audit_trail.entry import make_encoder, make_entry
 from dotmac.platform.audit_trail.patterns import BUILT_IN, SECRETS
-from dotmac.platform.audit_trail.privacy import Given, needs_nothing, protect, redact
+from dotmac.platform.audit_trail.privacy import Given, protect, redact
 from dotmac.platform.audit_trail.redaction import NOTE, RedactionRule, Redactor, rules_from_json
 from dotmac.platform.errors import InvalidArgument, InvalidEvent
 
@@ -36,6 +36,11 @@ IBAN = "DE89370400440532013000"
 
 def redacted(metadata, *rules, category="security", **more):
     return redact(Redactor(rules, **more), category, Given("x", metadata=metadata)).metadata
+
+
+def flagged(redactor, **given):
+    """Does the screen ask for a look at the event?"""
+    return ENCODER.flagged(redactor.screens, [{"category": "security", "action": "x", **given}]) == [0]
 
 
 def without_note(metadata):
@@ -105,6 +110,7 @@ def test_no_secret_survives(found):
     hidden, metadata = found
     once = redact(PLAIN, "security", Given("x", metadata=metadata)).metadata
     assert hidden not in json.dumps(once)
+    assert flagged(PLAIN, metadata=metadata), "though all that is harmless in it has been learnt by now"
     assert once[NOTE]
     again = redact(PLAIN, "security", Given("x", metadata=once)).metadata
     assert again == once, "redacting again changes nothing"
@@ -146,6 +152,28 @@ names = st.text(st.characters(exclude_categories=["L", "Cs"]), max_size=5).map(l
 @given(st.dictionaries(names, st.text("abcdefghij @/", max_size=20) | harmless))
 def test_what_is_no_secret_stays_the_same_object(metadata):
     assert redact(PLAIN, "security", Given("x", metadata=metadata)).metadata is metadata
+
+
+@given(st.dictionaries(st.text(max_size=5), st.recursive(harmless, lambda inner: st.lists(inner, max_size=2))))
+def test_what_the_screen_lets_pass_is_left_alone(metadata):
+    redactor = Redactor()
+    for _ in range(2):
+        found = redact(redactor, "security", Given("x", metadata=metadata)).metadata
+        if not flagged(redactor, metadata=metadata):
+            assert found is metadata
+
+
+def test_screens_know_categories_apart():
+    redactor = Redactor([RedactionRule(keys=["note"], categories=["SECURITY"])], secrets=False)
+    metadata = {"note": "x", "other": 1}
+    for category in ("SYSTEM", "SECURITY"):
+        redact(redactor, category, Given("x", metadata=metadata))
+    item = {"action": "x", "metadata": metadata}
+    items = [{"category": name, **item} for name in ("security", "SYSTEM", "SECURITY", "nonsense")]
+    assert ENCODER.flagged(redactor.screens, items) == [0, 2, 3]
+    assert redact(redactor, "security", Given("x", metadata=metadata)).metadata["note"] == "***"
+    own = Redactor([RedactionRule(patterns=["card"])])  # which has no hint
+    assert ENCODER.flagged(own.screens, items) == [0, 1, 2, 3]
 
 
 HARMLESS = {
@@ -250,7 +278,7 @@ class Markup(str):
 @pytest.mark.parametrize("field", ["action", "user_id", "resource_id", "correlation_id"])
 def test_texts_of_other_types_are_looked_at_too(field):
     given = {"action": "x", field: Markup("token=hunter2hunter2 here")}
-    assert not needs_nothing(PLAIN, {"category": "security", **given})
+    assert flagged(PLAIN, **given)
     found = protect(PLAIN, "security", Given(**given))
     assert getattr(found, field) == "token=*** here"
     entry = make_entry(ENCODER, category="security", **found._asdict())
@@ -290,8 +318,8 @@ def test_errors_show_texts_that_were_redacted_and_nothing_else(field, value):
 
 
 def test_plain_types_are_left_alone():
-    plain = {"action": "x", "user_id": 7, "resource_id": uuid.uuid4(), "ip_address": IPv4Address("192.0.2.7")}
-    assert needs_nothing(PLAIN, {"category": "security", **plain})
+    plain = {"user_id": 7, "resource_id": uuid.uuid4(), "correlation_id": None, "tenant_id": "acme"}
+    assert not flagged(PLAIN, **plain)
 
 
 def test_personal_data_are_redacted_too():
@@ -321,8 +349,8 @@ def test_the_key_of_the_notes_is_never_learnt():
     redactor = Redactor()
     for _ in range(2):
         redact(redactor, "security", Given("x", metadata={"a": {NOTE: 1}, "b": 1}))
-    item = {"category": "security", "action": "x", "metadata": {NOTE: "mine", "a": 1}}
-    assert not needs_nothing(redactor, item)
+    assert not flagged(redactor, metadata={"b": 1})
+    assert flagged(redactor, metadata={NOTE: "mine", "b": 1})
     with pytest.raises(InvalidEvent, match="the trail's own"):
         redact(redactor, "security", Given("x", metadata={NOTE: "mine", "a": 1}))
 

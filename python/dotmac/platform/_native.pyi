@@ -17,6 +17,8 @@ __all__ = [
     "AuditChain",
     "AuditEncoder",
     "AuditEntry",
+    "AuditScreen",
+    "AuditScreens",
     "Bridge",
     "Engine",
     "Lease",
@@ -85,6 +87,7 @@ class AuditEncoder:
     ) -> AuditEncoder: ...
     def entry(
         self,
+        screens: AuditScreens | None,
         trace: tuple[str, str] | None,
         category: object,
         action: object,
@@ -104,7 +107,17 @@ class AuditEncoder:
         /,
     ) -> AuditEntry | None: ...
     def entries(self, trace: tuple[str, str] | None, items: list[Any], begin: int, /) -> list[AuditEntry]: ...
+    def flagged(self, screens: AuditScreens, items: list[Any], /) -> list[int]: ...
     def chance(self) -> int: ...
+
+@final
+class AuditScreen:
+    def __new__(cls, hints: list[str] | None, /) -> AuditScreen: ...
+    def learn(self, key: str, /) -> None: ...
+
+@final
+class AuditScreens:
+    def __new__(cls, by_category: list[AuditScreen | None], /) -> AuditScreens: ...
 
 @final
 class AuditBatch:

@@ -15,7 +15,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
 
-use crate::plain::{NotPlain, Plain, json_object};
+use crate::plain::{NotPlain, Plain, is_uuid, json_object};
+use crate::screen::Screens;
 
 const CHANCE_BYTES: usize = 2_048;
 
@@ -214,13 +215,15 @@ impl Encoder {
         })
     }
 
-    /// An event from the arguments of `log_event`; None unless all of them are plain.
-    #[pyo3(signature = (trace, category, action, level, outcome, user_id, tenant_id, resource_type,
+    /// An event from the arguments of `log_event`; None unless all of them are plain and, where screens are
+    /// given, nothing is to be redacted.
+    #[pyo3(signature = (screens, trace, category, action, level, outcome, user_id, tenant_id, resource_type,
         resource_id, ip_address, correlation_id, metadata, personal, subject_id, occurred_at, id, /))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // those of log_event; as PyO3 makes them
     fn entry(
         &self,
         py: Python<'_>,
+        screens: Option<&Bound<'_, Screens>>,
         trace: Option<(String, String)>,
         category: Option<&Bound<'_, PyAny>>,
         action: Option<&Bound<'_, PyAny>>,
@@ -255,7 +258,20 @@ impl Encoder {
             occurred_at,
             id,
         };
+        if screens.is_some_and(|screens| !self.passes(screens.get(), &given)) {
+            return Ok(None);
+        }
         self.make(py, &given, trace.as_ref())
+    }
+
+    /// The places of those mappings in which something may have to be redacted or sealed.
+    #[pyo3(signature = (screens, items, /))]
+    fn flagged(&self, screens: &Screens, items: &Bound<'_, PyList>) -> Vec<usize> {
+        let items = items.iter().enumerate();
+        items
+            .filter(|(_, item)| !self.passes_item(screens, item))
+            .map(|(place, _)| place)
+            .collect()
     }
 
     /// Events from mappings of such arguments, up to the first that is not plain.
@@ -321,6 +337,31 @@ fn arguments<'a, 'py>(
 }
 
 impl Encoder {
+    fn passes_item(&self, screens: &Screens, item: &Bound<'_, PyAny>) -> bool {
+        let Ok(item) = item.cast_exact::<PyDict>() else {
+            return false;
+        };
+        let pairs: Vec<(Bound<'_, PyAny>, Bound<'_, PyAny>)> = item.iter().collect();
+        arguments(&pairs).is_some_and(|given| self.passes(screens, &given))
+    }
+
+    /// Is surely nothing to be redacted, and nothing to be sealed?
+    fn passes(&self, screens: &Screens, given: &Arguments<'_, '_>) -> bool {
+        let texts = [
+            given.action,
+            given.user_id,
+            given.tenant_id,
+            given.resource_type,
+            given.resource_id,
+            given.ip_address,
+            given.correlation_id,
+            given.subject_id,
+        ];
+        given.personal.is_none()
+            && place_of(&self.categories, given.category)
+                .is_ok_and(|category| screens.pass(category, texts, given.metadata))
+    }
+
     fn make(
         &self,
         py: Python<'_>,
@@ -460,10 +501,14 @@ fn moment_of(
 
 /// The known name that is meant: a member, or its name in capitals.
 fn choice<'a>(known: &'a [String], value: Option<&Bound<'_, PyAny>>) -> Plain<&'a str> {
+    place_of(known, value).map(|place| known[place].as_str())
+}
+
+fn place_of(known: &[String], value: Option<&Bound<'_, PyAny>>) -> Plain<usize> {
     let text = value.ok_or(NotPlain)?.cast::<PyString>();
     let text = text.map_err(|_| NotPlain)?.to_str().map_err(|_| NotPlain)?;
-    let found = known.iter().find(|name| name.eq_ignore_ascii_case(text));
-    found.map(String::as_str).ok_or(NotPlain)
+    let mut known = known.iter();
+    known.position(|name| name.eq_ignore_ascii_case(text)).ok_or(NotPlain)
 }
 
 fn text(value: Option<&Bound<'_, PyAny>>) -> Plain<Option<String>> {
@@ -480,6 +525,9 @@ fn text(value: Option<&Bound<'_, PyAny>>) -> Plain<Option<String>> {
             .extract::<i64>()
             .map(|number| Some(number.to_string()))
             .map_err(|_| NotPlain);
+    } else if is_uuid(value) {
+        let text = value.str().map_err(|_| NotPlain)?;
+        return Ok(Some(text.to_str().map_err(|_| NotPlain)?.to_owned()));
     }
     Err(NotPlain)
 }

@@ -16,6 +16,7 @@ mod locks;
 mod outcome;
 mod plain;
 mod registry;
+mod screen;
 mod target;
 
 #[pymodule(gil_used = false)]
@@ -34,5 +35,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     lease::register(module)?;
     locks::register(module)?;
     registry::register(module)?;
+    screen::register(module)?;
     Ok(())
 }

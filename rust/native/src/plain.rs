@@ -2,7 +2,8 @@
 use dotmac_core::audit::canonical;
 use dotmac_core::audit::event::{MAX_DEPTH, MAX_JSON};
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyType};
 
 /// Integers up to here are exact as doubles, so that RFC 8785 writes their digits.
 const EXACT: i64 = 1 << 53;
@@ -13,6 +14,13 @@ const LONGEST_INTEGER: usize = 3_011;
 pub struct NotPlain;
 /// What only plain arguments give.
 pub type Plain<T> = Result<T, NotPlain>;
+
+/// A `uuid.UUID`, not something that is derived from it.
+pub fn is_uuid(value: &Bound<'_, PyAny>) -> bool {
+    static UUID: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    let uuid = UUID.import(value.py(), "uuid", "UUID");
+    uuid.is_ok_and(|uuid| value.get_type().is(uuid))
+}
 
 /// An object as JSON; `known` turns false where a number in it is not in its canonical form.
 pub fn json_object(value: &Bound<'_, PyAny>, known: &mut bool) -> Plain<String> {

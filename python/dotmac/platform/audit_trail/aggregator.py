@@ -10,8 +10,9 @@ from dotmac.platform import _semconv
 from dotmac.platform.audit_trail import schema
 from dotmac.platform.audit_trail.anomaly import anomaly_of
 from dotmac.platform.audit_trail.bulk import Bulk
+from dotmac.platform.audit_trail.context import NO_CONTEXT, current_audit_context
 from dotmac.platform.audit_trail.database import Database, lone
-from dotmac.platform.audit_trail.entry import make_unusual
+from dotmac.platform.audit_trail.entry import make_entry
 from dotmac.platform.audit_trail.exporting import Exporting
 from dotmac.platform.audit_trail.forwarding import Forwarding
 from dotmac.platform.audit_trail.holds import Holds
@@ -19,7 +20,7 @@ from dotmac.platform.audit_trail.ids import uuid_of
 from dotmac.platform.audit_trail.indexes import Indexes
 from dotmac.platform.audit_trail.integrity.service import Integrity
 from dotmac.platform.audit_trail.models import AuditLevel
-from dotmac.platform.audit_trail.privacy import Given
+from dotmac.platform.audit_trail.privacy import Given, filled_in, protect
 from dotmac.platform.audit_trail.queries import Queries
 from dotmac.platform.audit_trail.reporting import Reporting
 from dotmac.platform.audit_trail.roles import Roles
@@ -141,19 +142,18 @@ class AuditAggregator(
             PersonalKeyMissing, KeyServiceUnavailable: personal data can't be encrypted; nothing was stored.
         """
         process = self._here()
-        given = self._protected(
-            category,
-            Given(
-                action, user_id, tenant_id, resource_type, resource_id, ip_address, correlation_id, metadata,
-                personal, subject_id,
-            ),
+        given: tuple[Any, ...] = (
+            action, user_id, tenant_id, resource_type, resource_id, ip_address, correlation_id, metadata,
+            personal, subject_id,
         )  # fmt: skip
-        event_id = id
-        if given.personal is not None:
-            given, event_id = await self._sealed(given, occurred_at, id)
-        encoder = process.encoder
-        fields = (category, given.action, level, outcome, *given[1:], occurred_at, event_id)
-        entry = encoder.entry(trace_ids(), *fields) or make_unusual(encoder, *fields)
+        if current_audit_context() is not NO_CONTEXT:
+            given = filled_in(Given(*given))
+        screens = (self._made_redactor or self._redactor()).screens
+        entry = process.encoder.entry(
+            screens, trace_ids(), category, given[0], level, outcome, *given[1:], occurred_at, id
+        )
+        if entry is None:
+            entry = await self._unusual(category, level, outcome, Given(*given), occurred_at, id)
         state = process.logging.get(get_running_loop()) or await self._logging(process)
         new = True
         if wait:
@@ -166,6 +166,29 @@ class AuditAggregator(
         if new and (score := entry.score) is not None and score >= process.threshold:
             await self._tell(state, entry, process.threshold, state.loop.time() + self._seconds())
         return uuid_of(entry.id)
+
+    async def _unusual(
+        self,
+        category: object,
+        level: object,
+        outcome: object,
+        given: Given,
+        occurred_at: object,
+        event_id: object,
+    ) -> AuditEntry:
+        """An event in which something may have to be redacted, sealed or put into plain types."""
+        given = protect(self._redactor(), category, given)
+        if given.personal is not None:
+            given, event_id = await self._sealed(given, occurred_at, event_id)
+        return make_entry(
+            self._here().encoder,
+            category=category,
+            level=level,
+            outcome=outcome,
+            occurred_at=occurred_at,
+            event_id=event_id,
+            **given._asdict(),
+        )
 
     async def _logging(self, process: Process) -> LoopState:
         state = await self._state()

@@ -32,7 +32,6 @@ __all__ = [
     "aware",
     "make_encoder",
     "make_entry",
-    "make_unusual",
     "parse_address",
     "plain_text",
     "when_and_id",
@@ -95,18 +94,18 @@ def make_entry(
         would be right. What stands in metadata is not shown.
     """
     entry = encoder.entry(
-        trace_ids(), category, action, level, outcome, user_id, tenant_id, resource_type, resource_id,
+        None, trace_ids(), category, action, level, outcome, user_id, tenant_id, resource_type, resource_id,
         ip_address, correlation_id, metadata, personal, subject_id, occurred_at, event_id,
     )  # fmt: skip
     if entry is not None:
         return entry
-    return make_unusual(
+    return _make_unusual(
         encoder, category, action, level, outcome, user_id, tenant_id, resource_type, resource_id,
         ip_address, correlation_id, metadata, personal, subject_id, occurred_at, event_id,
     )  # fmt: skip
 
 
-def make_unusual(
+def _make_unusual(
     encoder: AuditEncoder,
     category: object,
     action: object,
@@ -127,6 +126,7 @@ def make_unusual(
     """What the encoder did not take: the same event in plain types, or the words for what is wrong."""
     moment, identity = when_and_id(occurred_at, event_id)
     entry = encoder.entry(
+        None,
         trace_ids(),
         parse_choice(AuditCategory, "category", category).value,
         _required_text("action", action),

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from dotmac.platform.audit_trail.context import NO_CONTEXT, current_audit_context
 from dotmac.platform.audit_trail.entry import plain_text, when_and_id
 from dotmac.platform.audit_trail.ids import micros, uuid7
 from dotmac.platform.audit_trail.models import PersonalState
 from dotmac.platform.audit_trail.personal_key import KeyRing, KeyService, LocalKey
-from dotmac.platform.audit_trail.privacy import Given, needs_nothing, protect, redact, redactor_of
+from dotmac.platform.audit_trail.privacy import Given, filled_in, protect, redact, redactor_of
 from dotmac.platform.audit_trail.sealing import SealedField, check_personal, open_fields, seal_fields
 from dotmac.platform.audit_trail.service import Service, making
 from dotmac.platform.audit_trail.subject_keys import KeyCache, Subject, SubjectKey, SubjectKeys
@@ -68,9 +69,6 @@ class Personal(Service):
             made = self._made_redactor = redactor_of(self._section(), self._redaction)
         return made
 
-    def _protected(self, category: object, given: Given) -> Given:
-        return protect(self._redactor(), category, given)
-
     def redacted(self, category: object, given: Given) -> Given:
         """What is stored of an event that comes from elsewhere (imports): redacted, not filled in."""
         return redact(self._redactor(), category, given)
@@ -91,31 +89,35 @@ class Personal(Service):
     async def _protected_block(self, items: list[Any]) -> tuple[list[Any], Exception | None]:
         """Arguments of `log_event` as mappings, filled in, redacted and sealed, up to the first for which
         that can't be done; and why it can't."""
-        done: list[Any] = []
+        redactor = self._redactor()
+        if current_audit_context() is NO_CONTEXT:
+            places: Iterable[int] = self._here().encoder.flagged(redactor.screens, items)
+        else:
+            places = range(len(items))
+        done = list(items)
         sealing: list[tuple[int, Given]] = []
         failed: Exception | None = None
-        redactor = self._redactor()
-        for item in items:
-            if needs_nothing(redactor, item):
-                done.append(item)
-                continue
-            if isinstance(item, Mapping):  # what is none is refused later
-                known = {name: item[name] for name in Given._fields if name in item}
-                before = Given(**{"action": None, **known})
-                try:
-                    given = self._protected(item.get("category"), before)
-                except (InvalidEvent, InvalidArgument) as error:
-                    failed = error
-                    break
-                if given.personal is not None:
-                    sealing.append((len(done), given))
-                changed = {
-                    name: value
-                    for name, value in zip(Given._fields, given, strict=True)
-                    if value is not getattr(before, name)
-                }
-                item = {**item, **changed} if changed else item  # noqa: PLW2901 (the same, protected)
-            done.append(item)
+        for place in places:
+            item = done[place]
+            if not isinstance(item, Mapping):
+                continue  # refused later
+            known = {name: item[name] for name in Given._fields if name in item}
+            before = Given(**{"action": None, **known})
+            try:
+                given = protect(redactor, item.get("category"), filled_in(before))
+            except (InvalidEvent, InvalidArgument) as error:
+                failed = error
+                del done[place:]
+                break
+            if given.personal is not None:
+                sealing.append((place, given))
+            changed = {
+                name: value
+                for name, value in zip(Given._fields, given, strict=True)
+                if value is not getattr(before, name)
+            }
+            if changed:
+                done[place] = {**item, **changed}
         answers = await asyncio.gather(
             *(self._sealed(given, done[at].get("occurred_at"), done[at].get("id")) for at, given in sealing),
             return_exceptions=True,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
 
 from dotmac.platform.audit_trail.context import NO_CONTEXT, current_audit_context
 from dotmac.platform.audit_trail.entry import parse_address
@@ -14,25 +12,11 @@ from dotmac.platform.errors import InvalidArgument, InvalidEvent
 
 if TYPE_CHECKING:
     from dotmac.platform.audit_trail.config import AuditTrailConfig
-    from dotmac.platform.audit_trail.context import AuditContext
-    from dotmac.platform.audit_trail.redaction import CompiledRules, RedactionRule
+    from dotmac.platform.audit_trail.redaction import RedactionRule
 
-__all__ = ["Given", "needs_nothing", "protect", "redact", "redactor_of"]
+__all__ = ["Given", "filled_in", "protect", "redact", "redactor_of"]
 
-_SEEN = frozenset(
-    {
-        "action",
-        "user_id",
-        "tenant_id",
-        "resource_type",
-        "resource_id",
-        "correlation_id",
-        "subject_id",
-        "ip_address",
-    }
-)
 _MOST_BITS = 256  # a longer number is no card, and no account
-_PLAIN = frozenset({str, int, bool, type(None), UUID, IPv4Address, IPv6Address})
 _TEXTS = ("action", "user_id", "tenant_id", "resource_type", "resource_id", "correlation_id", "subject_id")
 
 
@@ -52,20 +36,19 @@ class Given(NamedTuple):
 
 
 def protect(redactor: Redactor, category: object, given: Given) -> Given:
-    """The arguments, filled in from `audit_context` and redacted by the category's rules. With personal data,
-    `subject_id` is whom they are about.
+    """The arguments, redacted by the category's rules. With personal data, `subject_id` is whom they are
+    about.
 
     Raises: InvalidEvent: personal data about nobody, or that are no mapping; never shows a value of theirs.
     """
-    context = current_audit_context()
-    given = redact(redactor, category, given if context is NO_CONTEXT else _filled_in(given, context))
+    given = redact(redactor, category, given)
     return given if given.personal is None else _about_somebody(given)
 
 
 def redact(redactor: Redactor, category: object, given: Given) -> Given:
     """The arguments, redacted by the category's rules; what was redacted is told in the metadata."""
     rules = redactor.of(category)
-    if rules is not None and not (given.personal is None and _is_harmless(rules, given)):
+    if rules is not None:
         notes: dict[str, str] = {}
         changed: dict[str, Any] = {}
         for field in _TEXTS:
@@ -93,33 +76,11 @@ def redact(redactor: Redactor, category: object, given: Given) -> Given:
     return given
 
 
-def needs_nothing(redactor: Redactor, item: Mapping[str, Any]) -> bool:
-    """A quick look at arguments as a mapping: `protect` would surely leave them as they are."""
-    if type(item) is not dict or item.get("personal") is not None:
-        return False
-    if current_audit_context() is not NO_CONTEXT:
-        return False
-    rules = redactor.of(item.get("category"))
-    if rules is None:
-        return True
-    seen = [value for name, value in item.items() if name in _SEEN]
-    return _looks_plain(rules, seen, item.get("metadata"))
-
-
-def _is_harmless(rules: CompiledRules, given: Given) -> bool:
-    seen = [value for name, value in zip(Given._fields, given, strict=True) if name in _SEEN]
-    return _looks_plain(rules, seen, given.metadata)
-
-
-def _looks_plain(rules: CompiledRules, seen: list[Any], metadata: Any) -> bool:
-    texts = [value for value in seen if type(value) is str]
-    # What is neither a plain text nor surely none (Markup, an enumeration's member) is looked at properly.
-    if len(texts) < len(seen) and not all(type(value) in _PLAIN for value in seen):
-        return False
-    return rules.finds_nothing(texts, metadata)
-
-
-def _filled_in(given: Given, context: AuditContext) -> Given:
+def filled_in(given: Given) -> Given:
+    """The arguments, with those that were left out from `audit_context`."""
+    context = current_audit_context()
+    if context is NO_CONTEXT:
+        return given
     missing: dict[str, Any] = {
         name: value
         for name in ("user_id", "tenant_id", "correlation_id")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dotmac.platform._native import AuditScreen, AuditScreens
 from dotmac.platform.audit_trail.models import AuditCategory
 from dotmac.platform.audit_trail.patterns import BUILT_IN, SECRETS, Pattern, own_pattern
 from dotmac.platform.errors import InvalidArgument, InvalidEvent
@@ -35,7 +36,6 @@ _CACHED = 4_096
 _LONGEST_CACHED = 64
 _SHORTEST_KEY = 16
 _MOST_BITS = 256
-_SIMPLE = frozenset({int, float, bool, type(None)})
 _hashed = re.compile(r"hmac:[0-9a-f]{32}")
 _told = re.compile(r"(mask|drop|hash|truncate):[\w .*+|,:()\[\]-]{1,200}|more than are listed")
 
@@ -149,6 +149,8 @@ def _folded(key: str) -> str:
 class Redactor:
     """Rules, compiled.
 
+    Attributes: screens: tell at a glance that nothing of an event is to be redacted.
+
     Args:
         rules: besides those for secrets, and before them.
         secrets: have rules for passwords, tokens, keys and the like.
@@ -180,6 +182,9 @@ class Redactor:
             )
         self._kept = frozenset(_folded(key) for key in (*_NO_SECRETS, *keep))
         self._compiled: dict[str, CompiledRules] = {}
+        self.screens = AuditScreens(
+            [rules.screen if (rules := self.of(member.value)) else None for member in AuditCategory]
+        )
 
     def of(self, category: object) -> CompiledRules | None:
         """The rules for a category, whatever stands in its place; None where there are none."""
@@ -187,7 +192,9 @@ class Redactor:
         found = self._compiled.get(name)
         if found is None:
             rules = [rule for rule in self._rules if rule.covers(name)]
-            found = CompiledRules(rules, self._kept, self._hash_key)
+            # Categories with the same rules share what is learnt of keys.
+            alike = (one for one in self._compiled.values() if one.rules == rules)
+            found = next(alike, None) or CompiledRules(rules, self._kept, self._hash_key)
             if len(self._compiled) < _LONGEST_CACHED:
                 self._compiled[name] = found
         return found if found.rules else None
@@ -215,9 +222,9 @@ class CompiledRules:
         self._numbers = [one for one in self._patterns if one[0].digits]
         self._by_key: dict[str, tuple[int, RedactionRule] | None] = {}
         self._plain_keys: set[str] = set()
-        # Keys that no rule is about, and whether a quick look by them and by hints can tell anything.
-        self._harmless: set[str] = set()
-        self._quick = self._all_hinted and not self._paths and not self._numbers
+        # What has no hint, and what depends on more than one key, can't be told at a glance.
+        quick = self._all_hinted and not self._paths and not self._numbers
+        self.screen = AuditScreen(self._hints if quick else None)
         self._folded: dict[str, tuple[str, ...]] = {}
 
     def _add_key(self, place: int, key: str, rule: RedactionRule) -> None:
@@ -233,37 +240,6 @@ class CompiledRules:
         else:
             path = [None if name == "**" else re.compile(fnmatch.translate(_folded(name))) for name in names]
             self._paths.append((place, tuple(path), rule))
-
-    def finds_nothing(self, texts: list[str], metadata: Any) -> bool:
-        """A quick look: surely nothing is to be redacted. Most events are like that."""
-        if not self._quick:
-            return False
-        text = "\n".join(texts)
-        for hint in self._hints:
-            if hint in text:
-                return False
-        return metadata is None or (type(metadata) is dict and self._harmless_tree(metadata, 0))
-
-    def _harmless_tree(self, tree: Any, depth: int) -> bool:
-        harmless, hints = self._harmless, self._hints
-        if type(tree) is list:
-            items = tree
-        else:
-            if not harmless.issuperset(tree):
-                return False
-            items = tree.values()
-        for item in items:
-            kind = type(item)
-            if kind is str:
-                for hint in hints:
-                    if hint in item:
-                        return False
-            elif kind is dict or kind is list:
-                if depth > _MAX_DEPTH or not self._harmless_tree(item, depth + 1):
-                    return False
-            elif kind not in _SIMPLE:
-                return False
-        return True
 
     # --- texts
 
@@ -341,7 +317,7 @@ class CompiledRules:
                 else:
                     new = self._value(item, here, below, depth, notes)
                     if rule is None and kept is key and len(key) <= _LONGEST_CACHED:
-                        self._note_harmless(key)
+                        self._learn(key)
             if fresh is None and (new is not item or kept is not key):
                 fresh = dict(list(value.items())[:place])
             if fresh is not None and new is not _DROPPED:
@@ -390,9 +366,9 @@ class CompiledRules:
 
     # --- keys
 
-    def _note_harmless(self, key: str) -> None:
-        if len(self._harmless) < _CACHED and key != NOTE:  # at the top it is the trail's own
-            self._harmless.add(key)
+    def _learn(self, key: str) -> None:
+        if key != NOTE:  # at the top it is the trail's own
+            self.screen.learn(key)
 
     def _key(self, key: str, where: Any, notes: dict[str, str]) -> str:
         """The key, or what stands in its place where a secret is used as one."""

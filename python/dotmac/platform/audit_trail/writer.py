@@ -1,8 +1,9 @@
 """Group commit: the events of all waiting callers are stored together, each is released after its commit.
 
-One writer belongs to one event loop. A batch closes when the one before it is done, when it is full, or when
-its oldest event has waited for some milliseconds (then a second lane takes it). How a batch is stored is the
-lane's business.
+One writer belongs to one event loop and has two lanes, each of which has one batch on its way at a time. A
+batch holds half of all events on their way at most, so that callers make the next one while the server stores
+this one; small ones are not split. A second lane takes what waits beside the first when that is worth a commit
+of its own, or when the oldest has waited for some milliseconds. How a batch is stored is the lane's business.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ __all__ = ["Writer"]
 MAX_BATCH_BYTES = 16 << 20
 MAX_PENDING_BYTES = 64 << 20
 LANES = 2
+# So few events are not shared out among lanes: a commit costs about as much as they do.
+WORTH_A_COMMIT = 16
 # So many commits after which the counts of a writer are summed up.
 COMPACT_EVERY = 2_000
 
@@ -79,7 +82,7 @@ class Writer:
         self._pending.append(item)
         if not self._lanes:
             self._open_lane()
-        elif self._second_lane is None:
+        elif len(self._lanes) < LANES:
             self._think_of_second_lane()
         item.answer = await done
         return item
@@ -130,11 +133,11 @@ class Writer:
     # --- lanes
 
     def _think_of_second_lane(self) -> None:
-        if len(self._lanes) < LANES:
-            if len(self._pending) >= self._max_batch:
-                self._open_lane()
-            else:
-                self._second_lane = self._loop.call_later(self._max_wait, self._open_second_lane)
+        waiting = len(self._pending)
+        if waiting >= WORTH_A_COMMIT and 4 * waiting >= self._room.events:
+            self._open_lane()
+        elif self._second_lane is None:
+            self._second_lane = self._loop.call_later(self._max_wait, self._open_second_lane)
 
     def _open_lane(self) -> None:
         lane = self._idle.pop()
@@ -148,9 +151,11 @@ class Writer:
 
     async def _run_lane(self, lane: Lane) -> None:
         try:
-            # One turn of the loop, so that callers that are ready now share the first batch.
-            await asyncio.sleep(0)
-            while self._pending or self._blocks:
+            while True:
+                # One turn of the loop, so that callers that are ready now share the batch.
+                await asyncio.sleep(0)
+                if not self._pending and not self._blocks:
+                    break
                 if self._pending:
                     await self._run_batch(lane, *self._take())
                 if self._blocks:
@@ -192,7 +197,8 @@ class Writer:
     def _take(self) -> tuple[list[Item], int]:
         batch: list[Item] = []
         size = 0
-        while self._pending and len(batch) < self._max_batch and size < MAX_BATCH_BYTES:
+        most = min(self._max_batch, max(2 * WORTH_A_COMMIT, (self._room.events + 1) // 2))
+        while self._pending and len(batch) < most and size < MAX_BATCH_BYTES:
             item = self._pending.popleft()
             batch.append(item)
             size += item.entry.size
