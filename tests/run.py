@@ -1,7 +1,8 @@
 """All Python tests, in three processes side by side: most of them wait for something most of the time.
 
 What each part says is shown as a whole, since lines of several would tell nothing, and those that failed come
-last, where they are looked for. Arguments go to each pytest. The last line sums up; the exit code is 0 only if every part passed.
+last, where they are looked for. Arguments go to each pytest. The last line sums up; the exit code is 0 only
+if every part passed.
 
     python tests/run.py [pytest's arguments]
 """

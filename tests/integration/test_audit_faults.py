@@ -136,7 +136,8 @@ async def test_a_server_that_does_not_answer_is_told_in_time():
 
 async def test_a_stopped_server_is_told_in_time_and_the_trail_goes_on(migrated_server, unique):
     async with AuditAggregator(migrated_server.url, timeout=1) as audit:
-        await audit.log_event("SECURITY", "x", tenant_id=unique)
+        event = {"category": "SECURITY", "action": "x", "tenant_id": unique}
+        await audit.log_events([event] * 20)
         await asyncio.to_thread(migrated_server.pause)
         try:
             began = time.monotonic()

@@ -15,7 +15,6 @@ import json
 import string
 import time
 import uuid
-from ipaddress import IPv4Address
 
 import pytest
 from hypothesis import given, settings
@@ -154,7 +153,9 @@ def test_what_is_no_secret_stays_the_same_object(metadata):
     assert redact(PLAIN, "security", Given("x", metadata=metadata)).metadata is metadata
 
 
-@given(st.dictionaries(st.text(max_size=5), st.recursive(harmless, lambda inner: st.lists(inner, max_size=2))))
+@given(
+    st.dictionaries(st.text(max_size=5), st.recursive(harmless, lambda inner: st.lists(inner, max_size=2)))
+)
 def test_what_the_screen_lets_pass_is_left_alone(metadata):
     redactor = Redactor()
     for _ in range(2):

@@ -149,9 +149,8 @@ class AuditAggregator(
         if current_audit_context() is not NO_CONTEXT:
             given = filled_in(Given(*given))
         screens = (self._made_redactor or self._redactor()).screens
-        entry = process.encoder.entry(
-            screens, trace_ids(), category, given[0], level, outcome, *given[1:], occurred_at, id
-        )
+        fields = (category, given[0], level, outcome, *given[1:], occurred_at, id)
+        entry = process.encoder.entry(screens, trace_ids(), *fields)
         if entry is None:
             entry = await self._unusual(category, level, outcome, Given(*given), occurred_at, id)
         state = process.logging.get(get_running_loop()) or await self._logging(process)

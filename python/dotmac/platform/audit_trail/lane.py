@@ -27,7 +27,7 @@ from dotmac.platform.audit_trail.batch import Batch
 from dotmac.platform.audit_trail.database import FAILURES, Database, backoff, is_transient, meaning, told
 from dotmac.platform.audit_trail.ids import from_micros, uuid7
 from dotmac.platform.audit_trail.partitions import PARENT, STALE, Target, Targets, name_tenant, refusal
-from dotmac.platform.audit_trail.statements import FEW, copy_statement, present, store_few
+from dotmac.platform.audit_trail.statements import FEW, PREPARE, copy_statement, present, store_few
 from dotmac.platform.errors import InvalidEvent, ServerRefused
 from dotmac.platform.observability import metrics
 from dotmac.platform.observability.tracing import span
@@ -86,6 +86,7 @@ class Lane:
         self._pooled = database.settings.statement_cache_size == 0
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
+        self._prepared: Connection | None = None
         self._closed = False
         self._begin_chain()
 
@@ -322,6 +323,9 @@ class Lane:
             return
         try:
             await self._targets.ensure(partial(self._fetch, connection), {day for day, *_ in packed.counts})
+            if packed.json is None and not self._pooled and self._prepared is not connection:
+                await connection.execute(PREPARE)
+                self._prepared = connection
         except BaseException:
             if not batch.in_doubt:
                 # Nothing of it is on its way: whoever's time is up meanwhile is told so, and not stored.
@@ -335,7 +339,7 @@ class Lane:
         else:
             # Not public, but copy_to_table() takes one statement alone, and so costs three more round trips.
             # A memoryview, because bytes would be taken for the name of a file.
-            sql = copy_statement(packed, _relation(batch))
+            sql = copy_statement(packed, _relation(batch), prepared=not self._pooled)
             await connection._copy_in(sql, memoryview(packed.copy or b""), None)  # type: ignore[attr-defined]  # noqa: SLF001
 
     async def _read_heads(

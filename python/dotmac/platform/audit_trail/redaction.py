@@ -183,7 +183,7 @@ class Redactor:
         self._kept = frozenset(_folded(key) for key in (*_NO_SECRETS, *keep))
         self._compiled: dict[str, CompiledRules] = {}
         self.screens = AuditScreens(
-            [rules.screen if (rules := self.of(member.value)) else None for member in AuditCategory]
+            [found.screen if (found := self.of(member.value)) else None for member in AuditCategory]
         )
 
     def of(self, category: object) -> CompiledRules | None:

@@ -11,7 +11,7 @@ from dotmac.platform._native import AUDIT_COLUMNS
 if TYPE_CHECKING:
     from dotmac.platform._native import AuditBatch
 
-__all__ = ["FEW", "copy_statement", "present", "store_few"]
+__all__ = ["FEW", "PREPARE", "copy_statement", "present", "store_few"]
 
 # So many events go as one prepared statement; for more, COPY is quicker, which can't be prepared.
 FEW = 16
@@ -70,20 +70,32 @@ def present(relation: str) -> str:
     """  # noqa: S608 (names of our tables)
 
 
-def copy_statement(packed: AuditBatch, relation: str) -> str:
+# Beside COPY: parsing and planning these takes longer than running them.
+PREPARE = (
+    f"PREPARE dotmac_segments (bytea, jsonb) AS {_SEGMENTS.format('$1', '$2')};"
+    f"PREPARE dotmac_rollup (jsonb) AS {_ROLLUP.format('$1')}"
+)
+
+
+def copy_statement(packed: AuditBatch, relation: str, *, prepared: bool) -> str:
     """One query of several statements, which PostgreSQL runs as one transaction, and in one round trip.
 
     Segments come first: a batch that is sent again meets its first try there, and waits for it.
+
+    Args: prepared: `PREPARE` was run on the connection.
     """
+    segments, rollup = _SEGMENTS, _ROLLUP
+    if prepared:
+        segments, rollup = "EXECUTE dotmac_segments ({}, {})", "EXECUTE dotmac_rollup ({})"
     copy = f"COPY {relation} ({_COLUMNS}) FROM STDIN (FORMAT binary)"
-    statements = [_ROLLUP.format(_literal(packed.rollup)), copy]
+    statements = [rollup.format(_literal(packed.rollup)), copy]
     if packed.first_segment is not None:
         # Base64, which is shorter than hexadecimal digits: 43 characters for each event.
         leaves = f"decode('{base64.b64encode(packed.leaves).decode()}', 'base64')"
-        statements.insert(0, _SEGMENTS.format(leaves, _literal(packed.segments)))
+        statements.insert(0, segments.format(leaves, _literal(packed.segments)))
     return ";".join(statements)
 
 
 def _literal(text: str) -> str:
     # Hexadecimal digits mean the same whatever standard_conforming_strings says.
-    return f"convert_from(decode('{text.encode().hex()}', 'hex'), 'UTF8')"
+    return f"convert_from(decode('{text.encode().hex()}', 'hex'), 'UTF8')::jsonb"

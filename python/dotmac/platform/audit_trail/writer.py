@@ -1,9 +1,10 @@
 """Group commit: the events of all waiting callers are stored together, each is released after its commit.
 
 One writer belongs to one event loop and has two lanes, each of which has one batch on its way at a time. A
-batch holds half of all events on their way at most, so that callers make the next one while the server stores
-this one; small ones are not split. A second lane takes what waits beside the first when that is worth a commit
-of its own, or when the oldest has waited for some milliseconds. How a batch is stored is the lane's business.
+batch holds half of all events on their way at most, so that callers make the next one while the server
+stores this one; small ones are not split. A second lane takes what waits beside the first when that is worth
+a commit of its own, or when the oldest has waited for some milliseconds. How a batch is stored is the lane's
+business.
 """
 
 from __future__ import annotations
@@ -134,7 +135,9 @@ class Writer:
 
     def _think_of_second_lane(self) -> None:
         waiting = len(self._pending)
-        if waiting >= WORTH_A_COMMIT and 4 * waiting >= self._room.events:
+        on_way = self._room.events - waiting
+        # With nothing on its way, the first lane has yet to take its share.
+        if waiting >= (WORTH_A_COMMIT if on_way else 2 * WORTH_A_COMMIT) and 3 * waiting >= on_way:
             self._open_lane()
         elif self._second_lane is None:
             self._second_lane = self._loop.call_later(self._max_wait, self._open_second_lane)
