@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import ssl
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,7 @@ from dotmac.platform.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -37,6 +37,7 @@ __all__ = [
     "SpoolSettings",
     "backoff",
     "is_transient",
+    "last_try",
     "lone",
     "meaning",
     "told",
@@ -130,6 +131,20 @@ def meaning(error: BaseException) -> DotmacError:
             f"the audit tables do not fit this version ({told(error)}): run `dotmac db upgrade`"
         )
     return ServerRefused(f"the audit database refused: {told(error)}")
+
+
+@contextmanager
+def last_try(what: str) -> Iterator[None]:
+    """Around what is not tried again: its failures become the platform's errors; `what` tells of one that may
+    pass by itself."""
+    try:
+        yield
+    except DotmacError:
+        raise
+    except FAILURES as error:
+        if is_transient(error):
+            raise AuditUnavailable(f"{what}: {told(error)}") from error
+        raise meaning(error) from error
 
 
 def backoff(attempt: int) -> float:

@@ -10,12 +10,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dotmac.platform.audit_trail.database import (
-    FAILURES,
     Database,
     backoff,
-    is_transient,
+    last_try,
     lone,
-    meaning,
     told,
 )
 from dotmac.platform.audit_trail.service import Service
@@ -52,14 +50,10 @@ class Maintenance(Service):
             ServerRefused.
         """
         database = Database(await self._settings())
-        try:
+        with last_try("the audit database is away or busy"):
             async with lone(database.connect()) as connection:
                 await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
                 return await work(connection)
-        except FAILURES as error:
-            if is_transient(error):
-                raise AuditUnavailable(f"the audit database is away or busy: {told(error)}") from error
-            raise meaning(error) from error
 
 
 async def patiently(step: Callable[[], Awaitable[Answer]], tries: int = TRIES) -> Answer:

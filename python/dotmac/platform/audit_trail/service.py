@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from dotmac.platform import _semconv
 from dotmac.platform.audit_trail.arguments import check_count, check_seconds, check_threshold
-from dotmac.platform.audit_trail.database import Settings, SpoolSettings, meaning, told
+from dotmac.platform.audit_trail.database import Settings, SpoolSettings, last_try, meaning
 from dotmac.platform.audit_trail.spool import spool_path
 from dotmac.platform.audit_trail.state import LoopState, Process
 from dotmac.platform.audit_trail.tenancy import MISSING, warn_of_missing
@@ -223,22 +223,17 @@ class Service:
         return MISSING if sight is not None and sight.is_blind(tenant) else None
 
     async def _once(self, work: Awaitable[Answer]) -> Answer:
-        import asyncpg
         from sqlalchemy.exc import DBAPIError
 
-        from dotmac.platform.audit_trail.database import is_transient
-        from dotmac.platform.errors import AuditUnavailable
-
-        try:
-            async with asyncio.timeout(10 * self._seconds()):
-                return await work
-        except DBAPIError as error:
-            cause = error.orig.__cause__ if error.orig is not None else None
-            raise meaning(cause or error) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            if is_transient(error):
-                raise AuditUnavailable(f"the audit database does not answer: {told(error)}") from error
-            raise meaning(error) from error
+        with last_try("the audit database does not answer"):
+            try:
+                async with asyncio.timeout(10 * self._seconds()):
+                    return await work
+            except DBAPIError as error:
+                cause = error.orig.__cause__ if error.orig is not None else None
+                if cause is None:
+                    raise meaning(error) from error
+                raise cause from None
 
     # --- settings
 

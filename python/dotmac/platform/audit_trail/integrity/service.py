@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-from dotmac.platform.audit_trail.database import FAILURES, is_transient, lone, meaning, told
+from dotmac.platform.audit_trail.database import last_try, lone
 from dotmac.platform.audit_trail.entry import aware
 from dotmac.platform.audit_trail.service import Service
-from dotmac.platform.errors import AuditUnavailable, DotmacError, InvalidArgument
+from dotmac.platform.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Integrity"]
 
 Answer = TypeVar("Answer")
+
+_LOST = "the audit database was lost"
 
 
 class Integrity(Service):
@@ -134,13 +136,11 @@ class Integrity(Service):
         state = await self._state()
         sealer = Sealer(state.database, options)
 
-        async def work() -> SealResult:
+        with last_try(_LOST):
             try:
                 return await sealer.run_once(timedelta(0))
             finally:
                 await sealer.aclose()
-
-        return await self._meant(work())
 
     def trusted_keys(self) -> list[bytes]:
         """The public keys whose checkpoints are trusted: the signing key's own, and those of the settings."""
@@ -213,20 +213,6 @@ class Integrity(Service):
     async def _alone(self, work: Callable[[Connection], Awaitable[Answer]]) -> Answer:
         """Run `work` on a connection of its own: it may take longer than a query."""
         state = await self._state()
-
-        async def run() -> Answer:
+        with last_try(_LOST):
             async with lone(state.database.connect()) as connection:
                 return await work(connection)
-
-        return await self._meant(run())
-
-    @staticmethod
-    async def _meant(work: Awaitable[Answer]) -> Answer:
-        try:
-            return await work
-        except FAILURES as error:
-            if isinstance(error, DotmacError):
-                raise
-            if is_transient(error):
-                raise AuditUnavailable(f"the audit database was lost: {told(error)}") from error
-            raise meaning(error) from error
