@@ -164,6 +164,14 @@ def test_what_the_screen_lets_pass_is_left_alone(metadata):
             assert found is metadata
 
 
+def test_keys_that_are_no_unicode_are_left_to_the_checks():
+    redactor = Redactor()
+    found = redact(redactor, "security", Given("x", metadata={"a\ud800": 1}))
+    assert flagged(redactor, metadata={"a\ud800": 1})
+    with pytest.raises(InvalidEvent, match="surrogate"):
+        make_entry(ENCODER, category="security", **found._asdict())
+
+
 def test_screens_know_categories_apart():
     redactor = Redactor([RedactionRule(keys=["note"], categories=["SECURITY"])], secrets=False)
     metadata = {"note": "x", "other": 1}

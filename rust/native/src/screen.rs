@@ -41,9 +41,10 @@ impl Screen {
 
     /// Note that no rule is about this key of metadata.
     #[pyo3(signature = (key, /))]
-    fn learn(&self, key: &str) {
-        // Never waited for: in a child of a fork, who holds it may not exist.
-        if let Ok(mut harmless) = self.harmless.try_write()
+    fn learn(&self, key: &Bound<'_, PyString>) {
+        // Half a surrogate pair is refused later. The lock is never waited for: in a child of a fork, who holds it
+        // may not exist.
+        if let (Ok(key), Ok(mut harmless)) = (key.to_str(), self.harmless.try_write())
             && harmless.len() < MOST_KEYS
         {
             harmless.insert(key.to_owned());
