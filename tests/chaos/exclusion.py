@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from chaos.limits import may_overlap
@@ -88,6 +88,11 @@ def refused_while_held(history: History, verdict: Verdict) -> Iterator[Violation
     meanwhile."""
     by_token = {(attempt.lock, attempt.fence): attempt for attempt in history.attempts}
     by_fence = {name: sorted(attempts, key=fence_of) for name, attempts in by_lock(history).items()}
+    # From each on: when the first of them was asked for.
+    asked = {
+        name: list(accumulate((attempt.asked for attempt in reversed(attempts)), min))[::-1]
+        for name, attempts in by_fence.items()
+    }
     for write in history.writes:
         if write.accepted:
             continue
@@ -95,8 +100,9 @@ def refused_while_held(history: History, verdict: Verdict) -> Iterator[Violation
         if holder is None:
             yield Violation("register", write.at, f"{write.lock!r}: nobody was granted {write.fence}")
         elif holder.acted > write.at:
-            rivals = by_fence[holder.lock]
-            for rival in rivals[bisect_right(rivals, fence_of(holder), key=fence_of) :]:
+            rivals, first = by_fence[holder.lock], asked[holder.lock]
+            begin = bisect_right(rivals, fence_of(holder), key=fence_of)
+            for rival in rivals[begin : bisect_left(first, write.at, begin)]:
                 excuse = may_overlap(history, holder, rival) if rival.asked < write.at else None
                 if excuse is not None and holder.acted <= excuse.until:
                     verdict.counts[f"writes refused to a holder: {excuse.cause}"] += 1

@@ -51,6 +51,7 @@ fn alive(epoch: &str, revoked: &str, accepted: Vec<u64>) -> HeartbeatReply {
         accepted,
         due: None,
         taking_back: false,
+        last_fence: 7,
     }
 }
 
@@ -334,8 +335,8 @@ fn what_a_server_has_lost_is_taken_back_under_a_new_session() {
     let (mut client, lease, opening) = bereft();
     assert!(lease.held_at(2 * SECOND), "until its own deadline");
     assert_eq!(
-        (opening.mode, opening.knew.as_deref()),
-        (Mode::Open, Some("e"))
+        (opening.mode, opening.knew.clone()),
+        (Mode::Open, Some((String::from("e"), 7)))
     );
     let mut reply = alive("f", "", Vec::new());
     if let HeartbeatReply::Alive { taking_back, .. } = &mut reply {

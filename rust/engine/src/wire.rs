@@ -167,15 +167,26 @@ pub fn page_of_leases(value: &Value) -> Result<(u64, Leases), String> {
 pub fn heartbeat_reply(value: &Value) -> Result<Option<HeartbeatReply>, String> {
     let items = value.items();
     match (items.first().and_then(Value::int), items) {
-        (Some(1), [_, epoch, _stamp, revoked, due, taking_back, accepted @ ..]) => {
-            Ok(Some(HeartbeatReply::Alive {
-                epoch: epoch.text().unwrap_or_default(),
-                revoked: revoked.text().unwrap_or_default(),
-                accepted: numbers(accepted),
-                due: due.int().filter(|due| *due >= 0).map(millis),
-                taking_back: taking_back.int() == Some(1),
-            }))
-        }
+        (
+            Some(1),
+            [
+                _,
+                epoch,
+                _stamp,
+                revoked,
+                due,
+                taking_back,
+                last_fence,
+                accepted @ ..,
+            ],
+        ) => Ok(Some(HeartbeatReply::Alive {
+            epoch: epoch.text().unwrap_or_default(),
+            revoked: revoked.text().unwrap_or_default(),
+            accepted: numbers(accepted),
+            due: due.int().filter(|due| *due >= 0).map(millis),
+            taking_back: taking_back.int() == Some(1),
+            last_fence: last_fence.int().map_or(0, i64::unsigned_abs),
+        })),
         (Some(0), _) => Ok(Some(HeartbeatReply::Gone)),
         (Some(-3), _) => Ok(None),
         _ => Err(format!("unexpected reply to a heartbeat: {value:?}")),

@@ -326,11 +326,13 @@ impl Client {
             accepted,
             due,
             taking_back,
+            last_fence,
         } = reply
         else {
             self.session_gone(now);
             return;
         };
+        self.session.last_fence = self.session.last_fence.max(last_fence);
         let lost_data = self
             .session
             .epoch

@@ -486,7 +486,9 @@ impl Client {
         self.commands.push(Command::Heartbeat(Heartbeat {
             mode,
             sid: self.sid.to_string(),
-            knew: self.session.epoch.clone().filter(|_| mode == Mode::Open),
+            knew: (self.session.epoch.clone())
+                .filter(|_| mode == Mode::Open)
+                .map(|epoch| (epoch, self.session.last_fence)),
             gen_: self.session.gen_,
             stamp: now,
             longest: self.session.longest(),

@@ -137,8 +137,9 @@ pub struct Heartbeat {
     pub mode: Mode,
     /// Session.
     pub sid: String,
-    /// The life of the data that this client knew before, where a new session opens.
-    pub knew: Option<String>,
+    /// The life of the data that this client knew before, and the last token of it that it heard of, where a new
+    /// session opens.
+    pub knew: Option<(String, u64)>,
     /// Generation of the connection.
     pub gen_: u64,
     /// Monotonic send time.
@@ -166,6 +167,8 @@ pub enum HeartbeatReply {
         due: Option<Micros>,
         /// Leases that the server has lost can be taken back.
         taking_back: bool,
+        /// The last fencing token that was given out.
+        last_fence: u64,
     },
     /// The server does not know the session.
     Gone,

@@ -101,7 +101,11 @@ if known then
   leave(request, known.owners)
   rank = known.rank
 else
-  if rank == '' then rank = next_rank(KEYS[5], priority) end
+  if rank == '' then
+    rank = next_rank(KEYS[5], priority)
+  else
+    ranks_above(KEYS[5], rank)
+  end
   redis.call('ZADD', KEYS[3], 0, name .. '\0' .. rank .. '\0' .. request)
 end
 enter(request, owners, name .. '\0' .. rank .. '\0' .. owners .. '\0' .. sid .. '\0' .. ARGV[5]

@@ -6,9 +6,8 @@ local s = redis.call('HGET', KEYS[1], ARGV[1])
 if not s then return {0} end
 if s:match('^%d+') ~= ARGV[2] then return {-3} end
 local now = judge(KEYS[5])
-local m = redis.call('HMGET', KEYS[5], 'y', 'a')
-local open = (tonumber(m[1]) or 0) > now
-local highest = tonumber(m[2]) or 0
+local open = (tonumber(redis.call('HGET', KEYS[5], 'y')) or 0) > now
+local highest = 0
 local reply = {1}
 for i = 3, #ARGV - 9, 9 do
   local name, fence, mode = ARGV[i], ARGV[i + 1], ARGV[i + 7]
@@ -44,10 +43,5 @@ for i = 3, #ARGV - 9, 9 do
     end
   end
 end
-if highest > (tonumber(m[2]) or 0) then
-  redis.call('HSET', KEYS[5], 'a', text(highest))
-  -- A counter that was seeded before must not come to a number that is taken.
-  local f = tonumber(redis.call('HGET', KEYS[5], 'f')) or 0
-  if f >= SEEDED and f < highest then redis.call('HSET', KEYS[5], 'f', text(highest)) end
-end
+if highest > 0 then tokens_above(KEYS[5], highest) end
 return reply

@@ -66,6 +66,15 @@ local function next_fence(meta)
   return f
 end
 
+-- Whatever the clock says, tokens that are given out from here on are above that number.
+local function tokens_above(meta, number)
+  local m = redis.call('HMGET', meta, 'a', 'f')
+  local f = tonumber(m[2]) or 0
+  if number > (tonumber(m[1]) or 0) then redis.call('HSET', meta, 'a', text(number)) end
+  -- A counter that was seeded before.
+  if f >= SEEDED and f < number then redis.call('HSET', meta, 'f', text(number)) end
+end
+
 local function next_rank(meta, priority)
   local n = redis.call('HINCRBY', meta, 't', 1)
   if n < SEEDED then
@@ -73,6 +82,12 @@ local function next_rank(meta, priority)
     redis.call('HSET', meta, 't', text(n))
   end
   return priority .. text(n)
+end
+
+-- Whoever comes from here on stands behind that place, which is from before the data was lost.
+local function ranks_above(meta, rank)
+  local n = tonumber(rank:sub(5)) or 0
+  if n > (tonumber(redis.call('HGET', meta, 't')) or 0) then redis.call('HSET', meta, 't', text(n)) end
 end
 
 local function seen_of(sid)

@@ -1,14 +1,19 @@
 -- ARGV 1 sid 2 gen 3 stamp 4 longest lease ms
---      5 mode: "n" open a new session, "k"epoch the same by one who knew that life of the data, "r" resume one, "h" keep it
+--      5 mode: "n" open a new session, "k"epoch fence the same by one who knew that life of the data, and which token it had
+--        given out last, "r" resume one, "h" keep it
 --      6 who it is (JSON, where opened) 7 revocations acknowledged, as they were sent
 --      8 which process serves, where opened or resumed 9.. pairs lock, fence that are claimed; last: prefix of the inbox channels
 -- Replies {1, epoch, stamp, revocations, ms until something comes due or -1, 1 where leases can be taken back,
---          accepted fences...}; {0, epoch} no such session; {-3} older generation
+--          the last token given out, accepted fences...}; {0, epoch} no such session; {-3} older generation
 local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH, DEAD = 3000, 700, 5, 10000, 50, 1000000000000000
+-- Tokens that may have been given out since somebody was told of the last one.
+local UNHEARD = 1000000
 local sid, gen, stamp, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]:sub(1, 1)
 local now = judge(KEYS[5], true)
 local m = redis.call('HMGET', KEYS[5], 'e', 'i', 'y', 'b', 'f')
-local epoch, taking_back = m[1], tonumber(m[3]) or 0
+local epoch, taking_back, last = m[1], tonumber(m[3]) or 0, tonumber(m[5]) or 0
+local knew, told = ARGV[5]:match('^k(%d+) (%d+)$')
+told = tonumber(told) or 0
 
 -- Until then nothing is granted, so that those who held something before the data was lost can take it back.
 local function wait_until(ends)
@@ -26,7 +31,7 @@ if not epoch then
   elseif (tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(%-?%d+)')) or 0) < YOUNG then
     wait_until(now + SHORT_GRACE)
   end
-elseif mode == 'k' and ARGV[5]:sub(2) ~= epoch and (tonumber(m[5]) or 0) < SEEDED then
+elseif mode == 'k' and knew ~= epoch and last < SEEDED then
   local ends = (tonumber(m[4]) or 0) + GRACE
   if ends > now then wait_until(ends) end
 end
@@ -34,10 +39,13 @@ if ARGV[8] ~= '' and m[1] and m[2] ~= ARGV[8] then
   -- Another process serves the same data, perhaps without the last of it: numbers that it gave out are not given again.
   taking_back = now + TAKING_BACK
   redis.call('HSET', KEYS[5], 'i', ARGV[8], 'y', text(taking_back))
-  if (tonumber(m[5]) or 0) >= SEEDED then
-    redis.call('HSET', KEYS[5], 'f', text(math.max(micros(), m[5] + 1000000)))
+  if last >= SEEDED then
+    last = math.max(micros(), last + UNHEARD)
+    redis.call('HSET', KEYS[5], 'f', text(last))
   end
 end
+-- The lost data's tokens may be ahead of the clock, which may have been stepped back since they were begun.
+if mode == 'k' and knew ~= epoch and told >= SEEDED then tokens_above(KEYS[5], told + UNHEARD) end
 
 local s = redis.call('HGET', KEYS[1], sid)
 if s then
@@ -123,4 +131,4 @@ else
   local next_one = redis.call('ZRANGEBYSCORE', KEYS[6], '(' .. text(now), '(' .. text(DEAD), 'WITHSCORES', 'LIMIT', 0, 1)
   if next_one[2] then due = math.ceil(tonumber(next_one[2]) - now) end
 end
-return {1, epoch, text(stamp), taken or '', due, taking_back > now and 1 or 0, unpack(accepted)}
+return {1, epoch, text(stamp), taken or '', due, taking_back > now and 1 or 0, last, unpack(accepted)}

@@ -263,7 +263,7 @@ fn answer(command: &[String], fence: &mut u64, answers: &mut String) {
     let _ = if script == Script::Heartbeat as usize {
         write!(
             answers,
-            "*6\r\n:1\r\n$1\r\ne\r\n${}\r\n{stamp}\r\n$0\r\n\r\n:-1\r\n:0\r\n",
+            "*7\r\n:1\r\n$1\r\ne\r\n${}\r\n{stamp}\r\n$0\r\n\r\n:-1\r\n:0\r\n:0\r\n",
             stamp.to_string().len()
         )
     } else if script == Script::Acquire as usize

@@ -16,7 +16,7 @@
 
 use super::broken::Broken;
 use super::process::Wish;
-use super::steps::{CLIENTS, Schedule, Server, schedule as any_schedule};
+use super::steps::{CLIENTS, Schedule, Server, Step, schedule as any_schedule};
 use super::world::World;
 use dotmac_core::lease::Micros;
 use proptest::prelude::*;
@@ -64,6 +64,37 @@ proptest! {
     fn lost_data_misleads_only_those_who_have_not_heard_of_it(schedule in any_schedule(Server::Forgets)) {
         let world = play(&schedule, Broken::Nothing);
         prop_assert!(world.violations.is_empty(), "{:#?}", world.violations);
+    }
+}
+
+#[test]
+fn tokens_increase_over_lost_data_though_the_clock_was_stepped_back() {
+    let wish = Wish {
+        lock: 0,
+        timeout: 8_000,
+        fixed: false,
+        wait: true,
+        patience: None,
+        owner: 0,
+        shared: false,
+        priority: 0,
+    };
+    for seed in 0..20 {
+        for lost in [Step::Flush, Step::Restart] {
+            let steps = vec![
+                (0, Step::MoveClock(100)),
+                (100, Step::Acquire(0, wish)),
+                (500, Step::Release(0, 0)),
+                // Who knows of the tokens holds none of them.
+                (2_500, Step::MoveClock(-100)),
+                (100, lost),
+                (5_000, Step::Acquire(1, wish)),
+                (500, Step::Release(1, 0)),
+            ];
+            let world = play(&Schedule { seed, steps }, Broken::Nothing);
+            assert!(world.violations.is_empty(), "{:#?}", world.violations);
+            assert_eq!(world.counts.granted, 2);
+        }
     }
 }
 

@@ -37,7 +37,8 @@ pub const CLIENTS: usize = 4;
 pub enum Server {
     /// The clock steps back and forth, the data stays.
     Keeps,
-    /// The data is lost; the clock only steps forward, or new fences could be below old ones.
+    /// The data is lost; the clock only steps forward: a newcomer, who may be granted something first, has heard of no
+    /// token.
     Forgets,
 }
 
