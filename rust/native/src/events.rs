@@ -508,7 +508,9 @@ fn place_of(known: &[String], value: Option<&Bound<'_, PyAny>>) -> Plain<usize> 
     let text = value.ok_or(NotPlain)?.cast::<PyString>();
     let text = text.map_err(|_| NotPlain)?.to_str().map_err(|_| NotPlain)?;
     let mut known = known.iter();
-    known.position(|name| name.eq_ignore_ascii_case(text)).ok_or(NotPlain)
+    known
+        .position(|name| name.eq_ignore_ascii_case(text))
+        .ok_or(NotPlain)
 }
 
 fn text(value: Option<&Bound<'_, PyAny>>) -> Plain<Option<String>> {

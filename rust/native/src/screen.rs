@@ -90,10 +90,18 @@ impl Screen {
         let (Some(hints), Ok(harmless)) = (&self.hints, self.harmless.try_read()) else {
             return false;
         };
-        let look = Look { hints, harmless: &harmless };
-        texts.into_iter().flatten().all(|text| look.passes_text(text))
+        let look = Look {
+            hints,
+            harmless: &harmless,
+        };
+        texts
+            .into_iter()
+            .flatten()
+            .all(|text| look.passes_text(text))
             && metadata.is_none_or(|metadata| {
-                metadata.cast_exact::<PyDict>().is_ok_and(|members| look.passes_members(members, 0))
+                metadata
+                    .cast_exact::<PyDict>()
+                    .is_ok_and(|members| look.passes_members(members, 0))
             })
     }
 }
@@ -123,7 +131,8 @@ impl Look<'_> {
     fn passes_members(&self, members: &Bound<'_, PyDict>, depth: usize) -> bool {
         members.iter().all(|(key, value)| {
             let known = key.cast_exact::<PyString>();
-            let known = known.is_ok_and(|key| key.to_str().is_ok_and(|key| self.harmless.contains(key)));
+            let known =
+                known.is_ok_and(|key| key.to_str().is_ok_and(|key| self.harmless.contains(key)));
             known && self.passes(&value, depth)
         })
     }
