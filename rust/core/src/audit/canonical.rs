@@ -38,7 +38,7 @@ pub fn canonicalize_into(out: &mut Vec<u8>, text: &str) -> Result<(), CoreError>
         text,
         place: 0,
         out,
-        members: Vec::new(),
+        members: Vec::with_capacity(8),
     };
     rewriter.value(0)?;
     rewriter.skip_space();
