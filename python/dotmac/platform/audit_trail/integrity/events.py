@@ -27,7 +27,6 @@ __all__ = ["check_events", "check_uncovered", "copy_events"]
 
 _BLOCK = 20_000
 _CHUNK_EVENTS = 100_000
-_PIECE = 1 << 20
 _FIRST = UUID(int=0)
 _LAST = UUID(int=(1 << 128) - 1)
 _NAMED = 100
@@ -226,27 +225,20 @@ async def _name_strangers(connection: Connection, scope: Scope, strangers: list[
 async def copy_events(connection: Connection, where: str, feed: Callable[[bytes], Any]) -> None:
     """Copy the matching events to `feed`, which runs in a thread while more is on its way.
 
+    A piece is handed over as soon as the one before it is done. Meanwhile no more than one is taken, and what
+    comes gathers in the connection: pieces get as large as `feed` needs them to keep up with the server, so
+    the costs of a hand-over, which are the same for any piece, are spread over more events.
+
     Args: where: a condition without values of others' making: it is put into the statement.
     """
-    pieces: list[bytes] = []
-    size = 0
+    loop = asyncio.get_running_loop()
     working: asyncio.Future[Any] | None = None
 
-    async def send() -> None:
-        nonlocal size, working
-        whole = b"".join(pieces)
-        pieces.clear()
-        size = 0
-        if working is not None:
-            await working
-        working = asyncio.ensure_future(asyncio.to_thread(feed, whole))
-
     async def take(piece: bytes) -> None:
-        nonlocal size
-        pieces.append(piece)
-        size += len(piece)
-        if size >= _PIECE:
-            await send()
+        nonlocal working
+        if working is not None:
+            await asyncio.shield(working)
+        working = loop.run_in_executor(None, feed, piece)
 
     columns = ", ".join(_native.AUDIT_CHECK_COLUMNS)
     try:
@@ -255,10 +247,12 @@ async def copy_events(connection: Connection, where: str, feed: Callable[[bytes]
             output=take,
             format="binary",
         )
-        await send()
     finally:
         if working is not None:
-            await working
+            # Whoever gave up, or was refused: no thread is left at work on what is not wanted any more.
+            await asyncio.wait([working])
+    if working is not None:
+        await working
 
 
 async def check_uncovered(connection: Connection, scope: Scope) -> None:
