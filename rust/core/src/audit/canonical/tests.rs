@@ -177,7 +177,7 @@ fn plainly(value: &serde_json::Value) -> String {
     }
 }
 
-/// What serde_json writes as RFC 8785 does: no doubles, and strings of every kind of character.
+/// What `serde_json` writes as RFC 8785 does: no doubles, and strings of every kind of character.
 fn json_with_hard_names() -> impl Strategy<Value = serde_json::Value> {
     let character = prop_oneof![
         prop::char::range('\0', '~'),
