@@ -2,6 +2,7 @@
 //!
 //! Only plain arguments are taken here (exact types, within their bounds). For anything else the answer is
 //! None, and Python's `entry.py`, which has the words for what is wrong, looks at it.
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -101,6 +102,7 @@ impl Entry {
     /// All that it says, by column; JSON as text.
     fn fields<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let fields = self.event.fields().map_err(wrong)?;
+        let address = fields.ip_address.map(|address| address.to_string());
         let told = PyDict::new(py);
         told.set_item("occurred_at", fields.occurred_at)?;
         told.set_item("id", u128::from_be_bytes(fields.id))?;
@@ -113,7 +115,7 @@ impl Entry {
             ("tenant_id", fields.tenant_id),
             ("resource_type", fields.resource_type),
             ("resource_id", fields.resource_id),
-            ("ip_address", fields.ip_address.as_deref()),
+            ("ip_address", address.as_deref()),
             ("correlation_id", fields.correlation_id),
             ("trace_id", fields.trace_id),
             ("span_id", fields.span_id),
@@ -428,7 +430,7 @@ impl Encoder {
             tenant_id: tenant.as_deref(),
             resource_type: resource_type.as_deref(),
             resource_id: resource_id.as_deref(),
-            ip_address: address.as_deref().map(Into::into),
+            ip_address: address.map(Into::into),
             correlation_id: correlation.as_deref(),
             trace_id: trace.map(|trace| trace.0.as_str()),
             span_id: trace.map(|trace| trace.1.as_str()),
@@ -447,12 +449,13 @@ impl Encoder {
 
     fn score(&self, fields: &mut Fields<'_>) -> Option<String> {
         let detector = self.detector.as_ref()?;
+        let address = fields.ip_address.map(|address| address.to_string());
         let facts = Facts {
             time_us: fields.occurred_at,
             noun: event::noun_of(fields.category),
             failed: event::is_failed(fields.outcome),
             user: fields.user_id,
-            address: fields.ip_address.as_deref(),
+            address: address.as_deref(),
             tenant: fields.tenant_id,
             action: Some(fields.action),
         };
@@ -544,10 +547,10 @@ fn needed_text(value: Option<&Bound<'_, PyAny>>) -> Plain<String> {
     }
 }
 
-fn address_of(given: &Arguments<'_, '_>) -> Plain<Option<String>> {
+fn address_of(given: &Arguments<'_, '_>) -> Plain<Option<IpAddr>> {
     let plain = |value: &Bound<'_, PyAny>| {
         let text = value.cast_exact::<PyString>().ok()?.to_str().ok()?;
-        event::peer_address(text).map(|address| address.to_string())
+        event::peer_address(text)
     };
     if let Some(stated) = given.ip_address {
         return plain(stated).map(Some).ok_or(NotPlain);

@@ -5,8 +5,13 @@
 //! digits) is written as its exact decimal digits, without exponent and without zeros at either end. So two
 //! texts have the same canonical bytes if and only if they have the same value, whatever PostgreSQL's jsonb
 //! made of them in between: it keeps every digit, but neither exponents, key order nor white space.
+//!
+//! A text is read once, and what is read is written at once: this runs for every event that is verified, and
+//! a tree of values would cost more than hashing does. Only the members of an object that came in another
+//! order are moved, once all of them are written.
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use crate::error::CoreError;
 
@@ -28,36 +33,51 @@ pub fn canonicalize(text: &str) -> Result<Vec<u8>, CoreError> {
 
 /// As `canonicalize`, after what `out` holds already; on an error its end is undefined.
 pub fn canonicalize_into(out: &mut Vec<u8>, text: &str) -> Result<(), CoreError> {
-    let mut parser = Parser { text, place: 0 };
-    let value = parser.value(0)?;
-    parser.skip_space();
-    if parser.place < text.len() {
-        return Err(parser.wrong("the end"));
+    out.reserve(text.len());
+    let mut rewriter = Rewriter {
+        text,
+        place: 0,
+        out,
+        members: Vec::with_capacity(8),
+    };
+    rewriter.value(0)?;
+    rewriter.skip_space();
+    if rewriter.place < text.len() {
+        return Err(rewriter.wrong("the end"));
     }
-    write(out, &value)
+    Ok(())
 }
 
 /// Order of member names: by UTF-16 code units (RFC 8785, section 3.2.3).
 pub fn compare_names(one: &str, other: &str) -> Ordering {
-    if one.is_ascii() && other.is_ascii() {
-        one.cmp(other)
+    let mut pairs = one.bytes().zip(other.bytes());
+    match pairs.find(|(one, other)| one != other) {
+        None => one.len().cmp(&other.len()),
+        Some((one, other)) => utf16_rank(one).cmp(&utf16_rank(other)),
+    }
+}
+
+/// The bytes of UTF-8 in the order of UTF-16. They have the same but for U+E000 to U+FFFF (first byte 0xee or
+/// 0xef), which come after the surrogates that stand for all from U+10000 on (0xf0 to 0xf4).
+fn utf16_rank(byte: u8) -> u8 {
+    if matches!(byte, 0xee | 0xef) {
+        byte + 0x10
     } else {
-        one.encode_utf16().cmp(other.encode_utf16())
+        byte
     }
 }
 
 /// A string in quotes (RFC 8785, section 3.2.2.2).
 pub fn write_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    let bytes = text.as_bytes();
-    let mut written = 0;
-    for (place, &byte) in bytes.iter().enumerate() {
-        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-            continue;
-        }
-        out.extend_from_slice(&bytes[written..place]);
-        written = place + 1;
-        match byte {
+    let mut left = text.as_bytes();
+    loop {
+        let (plain, rest) = left.split_at(plain_length(left));
+        out.extend_from_slice(plain);
+        let Some((&special, rest)) = rest.split_first() else {
+            break;
+        };
+        match special {
             b'"' => out.extend_from_slice(b"\\\""),
             b'\\' => out.extend_from_slice(b"\\\\"),
             0x08 => out.extend_from_slice(b"\\b"),
@@ -72,9 +92,30 @@ pub fn write_string(out: &mut Vec<u8>, text: &str) {
                 out.push(DIGITS[usize::from(other & 15)]);
             }
         }
+        left = rest;
     }
-    out.extend_from_slice(&bytes[written..]);
     out.push(b'"');
+}
+
+/// How many bytes come before the first that a string can't hold as it is: a quote, a backslash, a control.
+fn plain_length(bytes: &[u8]) -> usize {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGHS: u64 = ONES << 7;
+    // The highest bit of each byte below `limit` is set, and maybe of some after the first such byte.
+    let below = |word: u64, limit: u8| word.wrapping_sub(ONES * u64::from(limit)) & !word & HIGHS;
+    let (words, rest) = bytes.as_chunks();
+    for (place, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word); // the first byte is the lowest, whatever the machine's order
+        let quotes = below(word ^ (ONES * u64::from(b'"')), 1);
+        let backslashes = below(word ^ (ONES * u64::from(b'\\')), 1);
+        let found = below(word, 0x20) | quotes | backslashes;
+        if found != 0 {
+            return place * 8 + found.trailing_zeros() as usize / 8;
+        }
+    }
+    let special = |byte: &u8| matches!(byte, 0..=0x1f | b'"' | b'\\');
+    let in_rest = rest.iter().position(special).unwrap_or(rest.len());
+    bytes.len() - rest.len() + in_rest
 }
 
 /// An integer; exact, since no integer of 64 bits reaches the 10^21 where exponents begin.
@@ -257,52 +298,24 @@ impl Shortest {
     }
 }
 
-enum Value<'a> {
-    Word(&'static [u8]),
-    Number(&'a str),
-    Text(Cow<'a, str>),
-    Array(Vec<Value<'a>>),
-    Object(Vec<(Cow<'a, str>, Value<'a>)>),
+/// A member of an object that is not closed yet.
+struct Member<'a> {
+    name: Cow<'a, str>,
+    /// Where it is in what was written, without the comma after it.
+    place: Range<usize>,
 }
 
-fn write(out: &mut Vec<u8>, value: &Value<'_>) -> Result<(), CoreError> {
-    match value {
-        Value::Word(word) => out.extend_from_slice(word),
-        Value::Number(literal) => write_number(out, literal)?,
-        Value::Text(text) => write_string(out, text),
-        Value::Array(items) => {
-            out.push(b'[');
-            for (place, item) in items.iter().enumerate() {
-                if place > 0 {
-                    out.push(b',');
-                }
-                write(out, item)?;
-            }
-            out.push(b']');
-        }
-        Value::Object(members) => {
-            out.push(b'{');
-            for (place, (name, item)) in members.iter().enumerate() {
-                if place > 0 {
-                    out.push(b',');
-                }
-                write_string(out, name);
-                out.push(b':');
-                write(out, item)?;
-            }
-            out.push(b'}');
-        }
-    }
-    Ok(())
-}
-
-struct Parser<'a> {
+/// Reads a text and writes its canonical form.
+struct Rewriter<'a, 'out> {
     text: &'a str,
     place: usize,
+    out: &'out mut Vec<u8>,
+    /// Those of all open objects, the innermost object's at the end.
+    members: Vec<Member<'a>>,
 }
 
-impl<'a> Parser<'a> {
-    fn value(&mut self, depth: usize) -> Result<Value<'a>, CoreError> {
+impl<'a> Rewriter<'a, '_> {
+    fn value(&mut self, depth: usize) -> Result<(), CoreError> {
         if depth > MAX_DEPTH {
             return Err(malformed(format!("nested more than {MAX_DEPTH} deep")));
         }
@@ -310,75 +323,120 @@ impl<'a> Parser<'a> {
         match self.peek() {
             Some(b'{') => self.object(depth),
             Some(b'[') => self.array(depth),
-            Some(b'"') => Ok(Value::Text(self.string()?)),
+            Some(b'"') => self.string().map(drop),
             Some(b'-' | b'0'..=b'9') => self.number(),
-            _ => {
-                for word in ["null", "true", "false"] {
-                    if self.text.as_bytes()[self.place..].starts_with(word.as_bytes()) {
-                        self.place += word.len();
-                        return Ok(Value::Word(word.as_bytes()));
-                    }
-                }
-                Err(self.wrong("a value"))
-            }
+            _ => self.word(),
         }
     }
 
-    fn array(&mut self, depth: usize) -> Result<Value<'a>, CoreError> {
+    fn word(&mut self) -> Result<(), CoreError> {
+        for word in ["null", "true", "false"] {
+            if self.text.as_bytes()[self.place..].starts_with(word.as_bytes()) {
+                self.place += word.len();
+                self.out.extend_from_slice(word.as_bytes());
+                return Ok(());
+            }
+        }
+        Err(self.wrong("a value"))
+    }
+
+    fn array(&mut self, depth: usize) -> Result<(), CoreError> {
         self.place += 1;
-        let mut items = Vec::new();
+        self.out.push(b'[');
         self.skip_space();
         if self.take(b']') {
-            return Ok(Value::Array(items));
+            self.out.push(b']');
+            return Ok(());
         }
         loop {
-            items.push(self.value(depth + 1)?);
+            self.value(depth + 1)?;
             self.skip_space();
             if self.take(b']') {
-                return Ok(Value::Array(items));
+                self.out.push(b']');
+                return Ok(());
             }
             if !self.take(b',') {
                 return Err(self.wrong("',' or ']'"));
             }
+            self.out.push(b',');
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<Value<'a>, CoreError> {
+    fn object(&mut self, depth: usize) -> Result<(), CoreError> {
         self.place += 1;
-        let mut members: Vec<(Cow<'a, str>, Value<'a>)> = Vec::new();
+        self.out.push(b'{');
         self.skip_space();
-        if !self.take(b'}') {
-            loop {
-                self.skip_space();
-                if self.peek() != Some(b'"') {
-                    return Err(self.wrong("a name"));
-                }
-                let name = self.string()?;
-                self.skip_space();
-                if !self.take(b':') {
-                    return Err(self.wrong("':'"));
-                }
-                members.push((name, self.value(depth + 1)?));
-                self.skip_space();
-                if self.take(b'}') {
-                    break;
-                }
-                if !self.take(b',') {
-                    return Err(self.wrong("',' or '}'"));
-                }
+        if self.take(b'}') {
+            self.out.push(b'}');
+            return Ok(());
+        }
+        let first = self.members.len();
+        loop {
+            self.member(depth)?;
+            self.skip_space();
+            if self.take(b'}') {
+                break;
             }
+            if !self.take(b',') {
+                return Err(self.wrong("',' or '}'"));
+            }
+            self.out.push(b',');
         }
-        members.sort_by(|one, other| compare_names(&one.0, &other.0));
-        match members.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            Some(pair) => Err(malformed(format!(
-                "two members of the name {:?}",
-                shown(&pair[0].0)
-            ))),
-            None => Ok(Value::Object(members)),
-        }
+        self.arrange(first)?;
+        self.out.push(b'}');
+        Ok(())
     }
 
-    fn number(&mut self) -> Result<Value<'a>, CoreError> {
+    fn member(&mut self, depth: usize) -> Result<(), CoreError> {
+        self.skip_space();
+        if self.peek() != Some(b'"') {
+            return Err(self.wrong("a name"));
+        }
+        let begin = self.out.len();
+        let name = self.string()?;
+        self.skip_space();
+        if !self.take(b':') {
+            return Err(self.wrong("':'"));
+        }
+        self.out.push(b':');
+        self.value(depth + 1)?;
+        let place = begin..self.out.len();
+        self.members.push(Member { name, place });
+        Ok(())
+    }
+
+    /// Puts the members from `first` on, which are the last that was written, in order.
+    fn arrange(&mut self, first: usize) -> Result<(), CoreError> {
+        let members = &mut self.members[first..];
+        let in_order = |one: &Member<'_>, other: &Member<'_>| {
+            compare_names(&one.name, &other.name) == Ordering::Less
+        };
+        if !members.is_sorted_by(in_order) {
+            let begin = members.first().map_or(0, |member| member.place.start);
+            let end = self.out.len();
+            members.sort_unstable_by(|one, other| compare_names(&one.name, &other.name));
+            if let Some(pair) = members
+                .windows(2)
+                .find(|pair| !in_order(&pair[0], &pair[1]))
+            {
+                let name = shown(&pair[0].name);
+                return Err(malformed(format!("two members of the name {name:?}")));
+            }
+            // As long in any order: they are written once more behind, and take the place of the old ones.
+            for (place, member) in members.iter().enumerate() {
+                if place > 0 {
+                    self.out.push(b',');
+                }
+                self.out.extend_from_within(member.place.clone());
+            }
+            self.out.copy_within(end.., begin);
+            self.out.truncate(end);
+        }
+        self.members.truncate(first);
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), CoreError> {
         let begin = self.place;
         self.take(b'-');
         if !self.take(b'0') {
@@ -393,7 +451,7 @@ impl<'a> Parser<'a> {
             }
             self.digits()?;
         }
-        Ok(Value::Number(&self.text[begin..self.place]))
+        write_number(self.out, &self.text[begin..self.place])
     }
 
     fn digits(&mut self) -> Result<(), CoreError> {
@@ -407,34 +465,33 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
+    /// Writes it, and says what it means.
     fn string(&mut self) -> Result<Cow<'a, str>, CoreError> {
         self.place += 1;
-        let mut begin = self.place;
-        let mut whole: Option<String> = None;
-        loop {
-            match self.peek() {
-                Some(b'"') => {
-                    let piece = &self.text[begin..self.place];
-                    self.place += 1;
-                    return Ok(match whole {
-                        None => Cow::Borrowed(piece),
-                        Some(mut whole) => {
-                            whole.push_str(piece);
-                            Cow::Owned(whole)
-                        }
-                    });
-                }
-                Some(b'\\') => {
-                    let whole = whole.get_or_insert_default();
-                    whole.push_str(&self.text[begin..self.place]);
-                    self.place += 1;
-                    whole.push(self.escaped()?);
-                    begin = self.place;
-                }
-                Some(0..=0x1f) | None => return Err(self.wrong("a character of a string")),
-                Some(_) => self.place += 1,
-            }
+        let plain = self.plain();
+        if self.take(b'"') {
+            // Nothing in it was escaped, so nothing needs to be.
+            self.out.push(b'"');
+            self.out.extend_from_slice(plain.as_bytes());
+            self.out.push(b'"');
+            return Ok(Cow::Borrowed(plain));
         }
+        let mut whole = plain.to_owned();
+        while !self.take(b'"') {
+            if !self.take(b'\\') {
+                return Err(self.wrong("a character of a string"));
+            }
+            whole.push(self.escaped()?);
+            whole.push_str(self.plain());
+        }
+        write_string(self.out, &whole);
+        Ok(Cow::Owned(whole))
+    }
+
+    fn plain(&mut self) -> &'a str {
+        let begin = self.place;
+        self.place += plain_length(&self.text.as_bytes()[begin..]);
+        &self.text[begin..self.place]
     }
 
     fn escaped(&mut self) -> Result<char, CoreError> {

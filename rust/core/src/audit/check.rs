@@ -110,6 +110,10 @@ struct Slot {
     expected: Expected,
     // The hash and the id of the event at each place.
     found: Vec<Option<(Hash, [u8; 16])>>,
+    // How many of those there are.
+    there: usize,
+    // The leaf hashes that were kept, once they were held against the root.
+    leaves: Option<Vec<Hash>>,
     // Places that two events claim, and those that the segment does not have.
     extra: Vec<(Option<i32>, Hash, [u8; 16])>,
     findings: Vec<Finding>,
@@ -131,6 +135,8 @@ impl Checker {
         let slots = expected.into_iter().map(|expected| {
             let slot = Slot {
                 found: vec![None; expected.size],
+                there: 0,
+                leaves: None,
                 expected,
                 extra: Vec::new(),
                 findings: Vec::new(),
@@ -225,7 +231,14 @@ impl Slot {
         });
         let at = place.and_then(|leaf| usize::try_from(leaf).ok());
         match at.and_then(|at| self.found.get_mut(at)) {
-            Some(free @ None) => *free = Some((hash, event)),
+            Some(free @ None) => {
+                *free = Some((hash, event));
+                self.there += 1;
+                if self.there == self.found.len() {
+                    // Now, while more is on its way: the end would wait for all segments' roots.
+                    self.trust_leaves();
+                }
+            }
             _ => self.extra.push((place, hash, event)),
         }
     }
@@ -249,9 +262,10 @@ impl Slot {
     }
 
     fn close(mut self) -> Vec<Finding> {
-        let there = self.found.iter().flatten().count();
+        self.trust_leaves();
+        let there = self.there;
         let whole = there == self.found.len() && self.extra.is_empty();
-        let leaves = self.leaves();
+        let leaves = self.leaves.take();
         if whole && leaves.is_none() {
             let root = root_of(self.found.iter().flatten().map(|(hash, _)| *hash));
             if root != self.expected.root {
@@ -283,18 +297,20 @@ impl Slot {
         self.findings
     }
 
-    /// The leaf hashes that were kept, if they are what the root says.
-    fn leaves(&mut self) -> Option<Vec<Hash>> {
-        let kept = self.expected.leaves.take()?;
+    /// Holds the leaf hashes that were kept against the root, unless that was done.
+    fn trust_leaves(&mut self) {
+        let Some(kept) = self.expected.leaves.take() else {
+            return;
+        };
         let (hashes, rest) = kept.as_chunks::<32>();
         let root = root_of(hashes.iter().copied());
         if rest.is_empty() && hashes.len() == self.expected.size && root == self.expected.root {
-            return Some(hashes.to_vec());
+            self.leaves = Some(hashes.to_vec());
+            return;
         }
         let wanted = format!("leaf hashes under root {}", hex(&self.expected.root));
         let found = format!("{} leaf hashes under root {}", hashes.len(), hex(&root));
         self.tell(Kind::Leaves, None, None, wanted, found);
-        None
     }
 
     fn compare(&mut self, leaves: &[Hash]) {

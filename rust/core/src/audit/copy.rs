@@ -186,7 +186,7 @@ mod tests {
                 level: "info",
                 outcome: "success",
                 tenant_id: Some("ü"),
-                ip_address: Some("2001:db8::1".into()),
+                ip_address: Some("2001:db8::1".parse::<std::net::IpAddr>().unwrap().into()),
                 metadata: Some(r#"{"a": 1}"#),
                 anomaly_score: Some(0.25),
                 ..Fields::default()

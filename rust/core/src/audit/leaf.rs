@@ -1,6 +1,7 @@
 //! An event's canonical bytes and leaf hash.
-use std::borrow::Cow;
+use std::fmt;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use super::Hash;
 use super::canonical::{canonicalize_into, write_double, write_integer, write_string};
@@ -30,8 +31,8 @@ pub struct Fields<'a> {
     pub resource_type: Option<&'a str>,
     /// To which one.
     pub resource_id: Option<&'a str>,
-    /// Where from, as text; hashed in the form of `plain_address`.
-    pub ip_address: Option<Cow<'a, str>>,
+    /// Where from.
+    pub ip_address: Option<Address>,
     /// What ties events together.
     pub correlation_id: Option<&'a str>,
     /// The trace, 32 hexadecimal digits.
@@ -84,36 +85,41 @@ impl Fields<'_> {
     }
 
     fn write(&self, out: &mut Vec<u8>, write_json: &mut WriteJson<'_>) -> Result<(), CoreError> {
-        let mut object = Object { out, first: true };
-        object.out.push(b'{');
         // In the order of their names, which RFC 8785 asks for.
-        object.text("action", Some(self.action));
-        object.json("anomaly_reasons", self.anomaly_reasons, write_json)?;
+        put_text(out, "{\"action\":", Some(self.action));
+        put_json(
+            out,
+            ",\"anomaly_reasons\":",
+            self.anomaly_reasons,
+            write_json,
+        )?;
         if let Some(score) = self.anomaly_score {
-            object.name("anomaly_score");
-            write_double(object.out, score);
+            out.extend_from_slice(b",\"anomaly_score\":");
+            write_double(out, score);
         }
-        object.text("category", Some(self.category));
-        object.text("correlation_id", self.correlation_id);
-        object.name("id");
-        write_uuid(object.out, &self.id);
-        if let Some(address) = &self.ip_address {
-            object.text("ip_address", Some(&plain_address(address)));
+        put_text(out, ",\"category\":", Some(self.category));
+        put_text(out, ",\"correlation_id\":", self.correlation_id);
+        out.extend_from_slice(b",\"id\":");
+        write_uuid(out, &self.id);
+        if let Some(address) = self.ip_address {
+            out.extend_from_slice(b",\"ip_address\":\"");
+            address.write(out);
+            out.push(b'"');
         }
-        object.text("level", Some(self.level));
-        object.json("metadata", self.metadata, write_json)?;
-        object.name("occurred_at");
-        write_integer(object.out, self.occurred_at);
-        object.text("outcome", Some(self.outcome));
-        object.json("personal", self.personal, write_json)?;
-        object.text("resource_id", self.resource_id);
-        object.text("resource_type", self.resource_type);
-        object.text("span_id", self.span_id);
-        object.text("subject_id", self.subject_id);
-        object.text("tenant_id", self.tenant_id);
-        object.text("trace_id", self.trace_id);
-        object.text("user_id", self.user_id);
-        object.out.push(b'}');
+        put_text(out, ",\"level\":", Some(self.level));
+        put_json(out, ",\"metadata\":", self.metadata, write_json)?;
+        out.extend_from_slice(b",\"occurred_at\":");
+        write_integer(out, self.occurred_at);
+        put_text(out, ",\"outcome\":", Some(self.outcome));
+        put_json(out, ",\"personal\":", self.personal, write_json)?;
+        put_text(out, ",\"resource_id\":", self.resource_id);
+        put_text(out, ",\"resource_type\":", self.resource_type);
+        put_text(out, ",\"span_id\":", self.span_id);
+        put_text(out, ",\"subject_id\":", self.subject_id);
+        put_text(out, ",\"tenant_id\":", self.tenant_id);
+        put_text(out, ",\"trace_id\":", self.trace_id);
+        put_text(out, ",\"user_id\":", self.user_id);
+        out.push(b'}');
         Ok(())
     }
 
@@ -125,68 +131,92 @@ impl Fields<'_> {
     }
 }
 
-/// An IP address in the form that is hashed, whoever wrote it: PostgreSQL and Python shorten IPv6 differently.
-pub fn plain_address(text: &str) -> String {
-    let host = text
-        .strip_suffix("/32")
-        .filter(|host| !host.contains(':'))
-        .or_else(|| text.strip_suffix("/128"))
-        .unwrap_or(text);
-    host.parse::<IpAddr>()
-        .map_or_else(|_| text.to_owned(), |address| address.to_string())
+/// An address as PostgreSQL's inet holds it: a host's, or a network's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// The host, or where the network begins.
+    pub ip: IpAddr,
+    /// How many of its bits name the network; all of them for a host.
+    pub prefix: u8,
+}
+
+impl Address {
+    fn is_host(self) -> bool {
+        self.prefix == if self.ip.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Writes the one form that is hashed: PostgreSQL and Python shorten IPv6 differently.
+    fn write(self, out: &mut Vec<u8>) {
+        match self.ip {
+            // Nearly all of them; half of what the formatter takes.
+            IpAddr::V4(ip) => {
+                for (place, octet) in ip.octets().into_iter().enumerate() {
+                    if place > 0 {
+                        out.push(b'.');
+                    }
+                    write_integer(out, octet.into());
+                }
+            }
+            IpAddr::V6(ip) => out.extend_from_slice(ip.to_string().as_bytes()),
+        }
+        if !self.is_host() {
+            out.push(b'/');
+            write_integer(out, self.prefix.into());
+        }
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(ip: IpAddr) -> Self {
+        let prefix = if ip.is_ipv4() { 32 } else { 128 };
+        Self { ip, prefix }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = Vec::new();
+        self.write(&mut text);
+        formatter.write_str(&String::from_utf8_lossy(&text))
+    }
 }
 
 type WriteJson<'a> = dyn FnMut(&mut Vec<u8>, &str) -> Result<(), CoreError> + 'a;
 
-struct Object<'a> {
-    out: &'a mut Vec<u8>,
-    first: bool,
+fn put_text(out: &mut Vec<u8>, name: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        out.extend_from_slice(name.as_bytes());
+        write_string(out, value);
+    }
 }
 
-impl Object<'_> {
-    fn name(&mut self, name: &str) {
-        if !self.first {
-            self.out.push(b',');
-        }
-        self.first = false;
-        self.out.push(b'"');
-        self.out.extend_from_slice(name.as_bytes());
-        self.out.extend_from_slice(b"\":");
+fn put_json(
+    out: &mut Vec<u8>,
+    name: &str,
+    value: Option<&str>,
+    write: &mut WriteJson<'_>,
+) -> Result<(), CoreError> {
+    if let Some(value) = value {
+        out.extend_from_slice(name.as_bytes());
+        write(out, value)?;
     }
-
-    fn text(&mut self, name: &str, value: Option<&str>) {
-        if let Some(value) = value {
-            self.name(name);
-            write_string(self.out, value);
-        }
-    }
-
-    fn json(
-        &mut self,
-        name: &str,
-        value: Option<&str>,
-        write: &mut WriteJson<'_>,
-    ) -> Result<(), CoreError> {
-        if let Some(value) = value {
-            self.name(name);
-            write(self.out, value)?;
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 /// A UUID as text, in quotes.
 pub fn write_uuid(out: &mut Vec<u8>, id: &[u8; 16]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    out.push(b'"');
-    for (place, byte) in id.iter().enumerate() {
-        if matches!(place, 4 | 6 | 8 | 10) {
-            out.push(b'-');
+    const GROUPS: [Range<usize>; 5] = [0..4, 4..6, 6..8, 8..10, 10..16];
+    let mut text = *b"\"00000000-0000-0000-0000-000000000000\"";
+    // A group lies behind a quote or a dash for each one before it.
+    for (dashes, group) in GROUPS.into_iter().enumerate() {
+        for place in group {
+            let at = 2 * place + 1 + dashes;
+            text[at] = DIGITS[usize::from(id[place] >> 4)];
+            text[at + 1] = DIGITS[usize::from(id[place] & 15)];
         }
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
     }
-    out.push(b'"');
+    out.extend_from_slice(&text);
 }
 
 #[cfg(test)]
@@ -204,7 +234,7 @@ mod tests {
             level: "info",
             outcome: "success",
             user_id: Some("zoë \"z\""),
-            ip_address: Some("2001:DB8::1/128".into()),
+            ip_address: Some("2001:DB8::1".parse::<IpAddr>().unwrap().into()),
             metadata: Some(r#"{"b": 1.50, "a": [9007199254740993]}"#),
             anomaly_score: Some(0.0),
             ..Fields::default()
@@ -230,15 +260,16 @@ mod tests {
 
     #[test]
     fn addresses_have_one_form() {
-        for (given, wanted) in [
-            ("10.0.0.7/32", "10.0.0.7"),
-            ("10.0.0.7", "10.0.0.7"),
-            ("2001:DB8:0:0::1/128", "2001:db8::1"),
-            ("::1.2.3.4", "::102:304"),
-            ("2001:db8::/32", "2001:db8::/32"),
-            ("10.0.0.0/8", "10.0.0.0/8"),
+        for (given, prefix, wanted) in [
+            ("10.0.0.7", 32, "10.0.0.7"),
+            ("255.0.20.100", 32, "255.0.20.100"),
+            ("2001:DB8:0:0::1", 128, "2001:db8::1"),
+            ("::1.2.3.4", 128, "::102:304"),
+            ("2001:db8::", 32, "2001:db8::/32"),
+            ("10.0.0.0", 8, "10.0.0.0/8"),
         ] {
-            assert_eq!(plain_address(given), wanted);
+            let ip: IpAddr = given.parse().unwrap();
+            assert_eq!(Address { ip, prefix }.to_string(), wanted);
         }
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! Layout: PostgreSQL documentation, "COPY", section "Binary Format"; values as the types' send and receive
 //! functions have them. One stream is a header, tuples of the columns in `COLUMNS`, and a trailer.
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use super::leaf::Fields;
+use super::leaf::{Address, Fields};
 use crate::error::CoreError;
 
 /// The columns of a tuple, in this order; the last two may be missing in what is read.
@@ -57,14 +57,7 @@ pub fn write(out: &mut Vec<u8>, event: &Fields<'_>) -> Result<(), CoreError> {
     put_text(out, event.tenant_id);
     put_text(out, event.resource_type);
     put_text(out, event.resource_id);
-    match &event.ip_address {
-        None => out.extend_from_slice(&NULL),
-        Some(text) => match text.parse::<IpAddr>() {
-            Ok(IpAddr::V4(address)) => put_address(out, INET, 32, &address.octets()),
-            Ok(IpAddr::V6(address)) => put_address(out, INET6, 128, &address.octets()),
-            Err(_) => return Err(malformed("ip_address is no address".to_owned())),
-        },
-    }
+    put_address(out, event.ip_address);
     put_text(out, event.correlation_id);
     put_text(out, event.trace_id);
     put_text(out, event.span_id);
@@ -117,10 +110,17 @@ fn put_json(out: &mut Vec<u8>, value: Option<&str>) {
     }
 }
 
-fn put_address(out: &mut Vec<u8>, family: u8, bits: u8, octets: &[u8]) {
-    out.extend_from_slice(&(octets.len() as u32 + 4).to_be_bytes());
-    out.extend_from_slice(&[family, bits, 0, octets.len() as u8]);
-    out.extend_from_slice(octets);
+fn put_address(out: &mut Vec<u8>, address: Option<Address>) {
+    let mut put_octets = |family, prefix, octets: &[u8]| {
+        out.extend_from_slice(&(octets.len() as u32 + 4).to_be_bytes());
+        out.extend_from_slice(&[family, prefix, 0, octets.len() as u8]);
+        out.extend_from_slice(octets);
+    };
+    match address.map(|Address { ip, prefix }| (ip, prefix)) {
+        None => out.extend_from_slice(&NULL),
+        Some((IpAddr::V4(ip), prefix)) => put_octets(INET, prefix, &ip.octets()),
+        Some((IpAddr::V6(ip), prefix)) => put_octets(INET6, prefix, &ip.octets()),
+    }
 }
 
 /// A stored event and where it lies in its segment.
@@ -202,7 +202,7 @@ impl<'a> Reader<'a> {
             tenant_id: self.text("tenant_id")?,
             resource_type: self.text("resource_type")?,
             resource_id: self.text("resource_id")?,
-            ip_address: self.address()?.map(Into::into),
+            ip_address: self.address()?,
             correlation_id: self.text("correlation_id")?,
             trace_id: self.text("trace_id")?,
             span_id: self.text("span_id")?,
@@ -214,27 +214,23 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn address(&mut self) -> Result<Option<String>, CoreError> {
+    fn address(&mut self) -> Result<Option<Address>, CoreError> {
         let Some(value) = self.value("ip_address")? else {
             return Ok(None);
         };
         let wrong = || malformed("ip_address is no address".to_owned());
-        let (address, bits, all) = match value {
-            [INET, bits, _, 4, octets @ ..] => {
+        let (ip, prefix) = match value {
+            [INET, prefix, _, 4, octets @ ..] => {
                 let octets: [u8; 4] = octets.try_into().map_err(|_| wrong())?;
-                (IpAddr::from(Ipv4Addr::from(octets)), *bits, 32)
+                (IpAddr::from(octets), *prefix)
             }
-            [INET6, bits, _, 16, octets @ ..] => {
+            [INET6, prefix, _, 16, octets @ ..] => {
                 let octets: [u8; 16] = octets.try_into().map_err(|_| wrong())?;
-                (IpAddr::from(Ipv6Addr::from(octets)), *bits, 128)
+                (IpAddr::from(octets), *prefix)
             }
             _ => return Err(wrong()),
         };
-        Ok(Some(if bits == all {
-            address.to_string()
-        } else {
-            format!("{address}/{bits}")
-        }))
+        Ok(Some(Address { ip, prefix }))
     }
 
     fn json(&mut self, column: &str) -> Result<Option<&'a str>, CoreError> {
@@ -322,7 +318,7 @@ mod tests {
             level: "info",
             outcome: "denied",
             user_id: Some(""),
-            ip_address: Some("2001:db8::1".into()),
+            ip_address: Some("2001:db8::1".parse::<IpAddr>().unwrap().into()),
             metadata: Some("{\"a\":1}"),
             personal: Some("{}"),
             anomaly_score: Some(0.25),
@@ -351,7 +347,7 @@ mod tests {
         };
         let other = Stored {
             event: Fields {
-                ip_address: Some("10.0.0.7".into()),
+                ip_address: Some("10.0.0.7".parse::<IpAddr>().unwrap().into()),
                 ..Fields::default()
             },
             ..Stored::default()

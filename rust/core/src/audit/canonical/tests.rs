@@ -157,7 +157,149 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
+/// The plain way: a tree, each object's members sorted by their names in UTF-16.
+fn plainly(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::Array(items) => {
+            let items: Vec<_> = items.iter().map(plainly).collect();
+            format!("[{}]", items.join(","))
+        }
+        serde_json::Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by_key(|(name, _)| name.encode_utf16().collect::<Vec<_>>());
+            let members: Vec<_> = members
+                .into_iter()
+                .map(|(name, value)| format!("{}:{}", serde_json::json!(name), plainly(value)))
+                .collect();
+            format!("{{{}}}", members.join(","))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// What `serde_json` writes as RFC 8785 does: no doubles, and strings of every kind of character.
+fn json_with_hard_names() -> impl Strategy<Value = serde_json::Value> {
+    let character = prop_oneof![
+        prop::char::range('\0', '~'),
+        Just('"'),
+        Just('\\'),
+        prop::char::range('\u{d7f0}', '\u{e010}'),
+        prop::char::range('\u{fff0}', '\u{1000f}'),
+        any::<char>(),
+    ];
+    let text = prop::collection::vec(character, 0..24).prop_map(String::from_iter);
+    // Few names, so that many begin alike.
+    let name = prop_oneof![text.clone(), "[ab\u{e000}\u{10000}]{0,3}"];
+    let leaf = prop_oneof![
+        Just(serde_json::Value::Null),
+        any::<bool>().prop_map(Into::into),
+        any::<i64>().prop_map(Into::into),
+        text.prop_map(Into::into),
+    ];
+    leaf.prop_recursive(5, 64, 8, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+            prop::collection::vec((name.clone(), inner), 0..8).prop_map(|members| members
+                .into_iter()
+                .collect::<serde_json::Map<_, _>>()
+                .into()),
+        ]
+    })
+}
+
+/// JSON with space wherever it may be, every character escaped or none that need not be, and members as PostgreSQL orders
+/// them: the shorter name first.
+fn as_if_stored(value: &serde_json::Value, escaped: bool) -> String {
+    let quoted = |text: &str| {
+        if !escaped {
+            return serde_json::json!(text).to_string();
+        }
+        let units = text.encode_utf16().map(|unit| format!("\\u{unit:04X}"));
+        format!("\"{}\"", units.collect::<String>())
+    };
+    match value {
+        serde_json::Value::String(text) => quoted(text),
+        serde_json::Value::Array(items) => {
+            let items: Vec<_> = items
+                .iter()
+                .map(|item| as_if_stored(item, escaped))
+                .collect();
+            format!("[ {} ]", items.join(" ,\n"))
+        }
+        serde_json::Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by_key(|(name, _)| (name.len(), (*name).clone()));
+            let members: Vec<_> = members
+                .into_iter()
+                .map(|(name, value)| {
+                    format!("{}\t: {}", quoted(name), as_if_stored(value, escaped))
+                })
+                .collect();
+            format!("{{ {} }}\r", members.join(" , "))
+        }
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn what_surrounds_a_value_does_not_move_with_its_members() {
+    for (given, wanted) in [
+        (
+            r#"[1,{"b":{"d":1,"c":[{"f":0,"e":0}]},"a":2},3]"#,
+            r#"[1,{"a":2,"b":{"c":[{"e":0,"f":0}],"d":1}},3]"#,
+        ),
+        (
+            r#"{"a":{"z":1,"y":2},"b":{}}"#,
+            r#"{"a":{"y":2,"z":1},"b":{}}"#,
+        ),
+        (r#"{"\u0062":1,"a":2}"#, r#"{"a":2,"b":1}"#),
+        (r#"{"a":[],"":{}}"#, r#"{"":{},"a":[]}"#),
+    ] {
+        assert_eq!(canonical(given), wanted);
+        let mut out = b"before".to_vec();
+        canonicalize_into(&mut out, given).unwrap();
+        assert_eq!(out, format!("before{wanted}").as_bytes());
+    }
+    for twice in [
+        r#"{"a":1,"\u0061":1}"#,
+        r#"{"b":1,"a":{"c":1,"b":1,"c":1}}"#,
+        r#"[{"x":{"a":1},"y":1,"x":2}]"#,
+    ] {
+        let error = canonicalize(twice).unwrap_err().to_string();
+        assert!(error.contains("two members of the name"), "{error}");
+    }
+}
+
+#[test]
+fn what_needs_escapes_is_found_at_every_place() {
+    for length in 0..40 {
+        for byte in 0..0x80_u8 {
+            let text = "é".repeat(length / 2)
+                + &"~".repeat(length % 2)
+                + &char::from(byte).to_string()
+                + "rest\"";
+            let mut out = Vec::new();
+            write_string(&mut out, &text);
+            assert_eq!(
+                String::from_utf8(out).unwrap(),
+                serde_json::json!(text).to_string()
+            );
+        }
+    }
+}
+
 proptest! {
+    #[test]
+    fn what_is_read_once_is_what_a_sorted_tree_says(value in json_with_hard_names(), escaped: bool) {
+        prop_assert_eq!(canonical(&as_if_stored(&value, escaped)), plainly(&value));
+    }
+
+    #[test]
+    fn names_have_the_order_of_utf16(one in "\\PC{0,4}|[a\u{d7ff}\u{e000}\u{ffff}\u{10000}]{0,4}", other in "[a\u{d7ff}\u{e000}\u{ffff}\u{10000}]{0,4}") {
+        let plainly = one.encode_utf16().cmp(other.encode_utf16());
+        prop_assert_eq!(compare_names(&one, &other), plainly);
+    }
+
     #[test]
     fn canonical_bytes_are_the_same_again_and_mean_the_same(value in json()) {
         let text = value.to_string();
