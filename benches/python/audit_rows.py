@@ -41,8 +41,9 @@ FROM (
 """
 
 _ROLLUP = """
-INSERT INTO audit_rollup (tenant_id, day, category, outcome, level, events)
-SELECT coalesce(tenant_id, ''), (occurred_at AT TIME ZONE 'UTC')::date, category, outcome, level, count(*)
+INSERT INTO audit_rollup (tenant_id, day, category, outcome, level, events, batch)
+SELECT coalesce(tenant_id, ''), (occurred_at AT TIME ZONE 'UTC')::date, category, outcome, level, count(*),
+    gen_random_uuid()
 FROM audit_events GROUP BY 1, 2, 3, 4, 5
 """
 
@@ -62,4 +63,5 @@ async def fill(connection, rows, end, *, block=250_000):
     if found < rows:
         await connection.execute("DELETE FROM audit_rollup")
         await connection.execute(_ROLLUP)
+        await connection.execute("SELECT audit_compact_rollup()")
         await connection.execute("VACUUM (ANALYZE) audit_events, audit_rollup")

@@ -7,6 +7,7 @@ Promises:
 - no role ends a writer that another began, or sees or moves the position of a tenant's import;
 - readers can't touch partitions, old ones and those made later, also where rights on all tables were granted;
 - nobody but the owner updates, deletes, truncates, switches triggers or policies off, or grants;
+- counts are those of the events that a role sees, whoever it is, also where all tenants' are summed up;
 - a writer logs for every tenant, into partitions, and reads nothing of what is in the events;
 - an auditor sees all; functions with the owner's rights look names up in their own schema;
 - what must not come out empty and look complete (exports, reports, a person's data, forwarding) asks for a
@@ -450,6 +451,54 @@ async def test_an_auditor_sees_every_tenant(owner, postgres_database, role):
         page = await audit.query_events()
         assert {event.tenant_id for event in page} == {"acme", "globex", None}
         assert page.note is None
+
+
+async def counts_as_the_events_say(audit):
+    """The count by sums, which is also the count of events; so are the buckets of a histogram."""
+    by = ("day", "category")
+    assert await audit.histogram(by=by) == await audit.histogram(by=by, actions="*")
+    counted = await audit.count_events()
+    assert counted == await audit.count_events(actions="*")
+    return counted
+
+
+async def test_counts_are_of_what_a_role_sees(owner, postgres_database, role, other, connect):
+    admin = await asyncpg.connect(postgres_database)
+    try:
+        for _ in range(2):  # summed up, and with more that is not
+            await admin.execute("SELECT audit_compact_rollup()")
+            await owner.log_event("SECURITY", "x", tenant_id="globex")
+        assert await admin.fetchval("SELECT sum(events) FROM audit_rollup_totals") == 7
+        assert await counts_as_the_events_say(owner) == 8
+        await owner.grant_role("reader", role)
+        async with AuditAggregator(address_of(postgres_database, role)) as audit:
+            for tenant, there in (("acme", 2), ("globex", 4)):
+                with audit_context(tenant_id=tenant):
+                    assert await counts_as_the_events_say(audit) == there
+            with pytest.warns(TenantMissing):
+                assert await counts_as_the_events_say(audit) == 0
+        reader = await connect(role)
+        assert await reader.fetch("SELECT * FROM audit_rollup_totals") == []
+        await reader.execute("SET app.tenant_id = 'acme'")
+        assert await reader.fetch("SELECT * FROM audit_rollup_totals") == []
+        await owner.grant_role("reader", other, tenant_id="globex")
+        async with AuditAggregator(address_of(postgres_database, other)) as audit:
+            assert await counts_as_the_events_say(audit) == 4
+        await owner.revoke_role("reader", role)
+        assert await reader.fetch("SELECT * FROM audit_rollup_totals") == []
+        await owner.grant_role("auditor", role)
+        async with AuditAggregator(address_of(postgres_database, role)) as audit:
+            assert await counts_as_the_events_say(audit) == 8
+        # Who is bound to a tenant and inherits an auditor's rights stays bound.
+        await admin.execute(f"GRANT {role} TO {other}")
+        bound = await connect(other)
+        assert await bound.fetch("SELECT * FROM audit_rollup_totals") == []
+        await admin.execute(f"REVOKE {role} FROM {other}")
+        await owner.disable_tenants()
+        async with AuditAggregator(address_of(postgres_database, other)) as audit:
+            assert await counts_as_the_events_say(audit) == 8
+    finally:
+        await admin.close()
 
 
 async def test_who_would_not_be_bound_is_refused(owner, postgres_database, role, other):

@@ -11,10 +11,17 @@ from dotmac.platform._native import AUDIT_COLUMNS, leaf_hashes, merkle_root, seg
 from dotmac.platform.audit_trail.ids import micros
 
 _PLACES = "SELECT {} FROM audit_events WHERE segment IS NOT NULL ORDER BY segment, leaf"
+# What is summed up already, of all tenants together.
+TOTALS_THAT_DIFFER = """
+    SELECT day, category, outcome, level, sum(events) FROM (
+        SELECT day, category, outcome, level, events FROM audit_rollup WHERE batch IS NULL
+        UNION ALL SELECT day, category, outcome, level, -events FROM audit_rollup_totals
+    ) AS counted GROUP BY 1, 2, 3, 4 HAVING sum(events) <> 0
+"""
 
 
 async def look_through(url):
-    """Check segments against events, chains against segments, counts against events.
+    """Check segments against events, chains against segments, counts against events, totals against counts.
 
     Returns: ids of all events that are in a segment.
     """
@@ -33,9 +40,11 @@ async def look_through(url):
                 "UNION ALL SELECT coalesce(tenant_id, ''), (occurred_at AT TIME ZONE 'UTC')::date, -1 "
                 "FROM audit_events) AS counted GROUP BY 1, 2 HAVING sum(events) <> 0"
             )
+            totals = await connection.fetch(TOTALS_THAT_DIFFER)
     finally:
         await connection.close()
     assert difference == []
+    assert totals == []
     leaves = {}
     for number, place in enumerate(places):
         found = leaves.setdefault(place["segment"], [])

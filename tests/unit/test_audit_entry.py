@@ -3,7 +3,7 @@
 Promises: the id of an event gives back its time to the microsecond; ids and times of one process increase;
 a clock that steps back far is followed; what a caller gives is copied; addresses take one plain form;
 plain arguments, which Rust takes, and unusual ones, which Python looks at, mean the same; an event survives
-its row.
+its row; an event made of stored values is one that its constructor made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 from dotmac.platform._native import AuditChain, AuditEntry
 from dotmac.platform.audit_trail.entry import make_encoder, make_entry, parse_address
 from dotmac.platform.audit_trail.ids import from_micros, micros, time_of, uuid7, uuid_of
-from dotmac.platform.audit_trail.models import AuditCategory, AuditLevel, AuditOutcome, parse_choice
+from dotmac.platform.audit_trail.models import (
+    AuditCategory,
+    AuditEvent,
+    AuditLevel,
+    AuditOutcome,
+    parse_choice,
+    stored_event,
+)
 from dotmac.platform.errors import InvalidEvent
 
 LAST = 253_402_300_799_999_999
@@ -190,3 +197,15 @@ def test_uuids_are_those_of_the_standard_library():
     assert pickle.loads(pickle.dumps(uuid_of(number))) == UUID(int=number)
     assert (str(uuid_of(number)), hash(uuid_of(number))) == (str(UUID(int=number)), hash(UUID(int=number)))
     assert uuid_of(number).is_safe is UUID(int=number).is_safe
+
+
+def test_a_stored_event_is_what_its_constructor_makes():
+    values = {name: f"the {name}" for name in AuditEvent.__slots__}
+    made = stored_event(*values.values())
+    assert made == AuditEvent(**values)
+    assert type(made) is AuditEvent
+    assert pickle.loads(pickle.dumps(made)) == made
+    with pytest.raises(AttributeError):
+        made.action = "another"
+    with pytest.raises(TypeError):
+        stored_event(*list(values.values())[1:])

@@ -130,16 +130,11 @@ class Shape:
         """The histogram of what the statement found."""
         self._check_size(len(rows))
         place = None if self.unit is None else self.by.index(self.unit)
-        buckets = [
-            Bucket(
-                tuple(
-                    part.astimezone(self.zone) if isinstance(part, datetime) else part
-                    for part in tuple(row)[:-1]
-                ),
-                row["n"],
-            )
-            for row in rows
-        ]
+        buckets = []
+        for *key, count in rows:
+            if place is not None:
+                key[place] = key[place].astimezone(self.zone)
+            buckets.append(Bucket(tuple(key), count))
         if fill and place is not None:
             buckets = self._filled(buckets, filters, place)
         return Histogram(buckets, self.by, self.zone.key, source)

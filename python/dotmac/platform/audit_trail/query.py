@@ -11,7 +11,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from dotmac.platform.audit_trail.ids import from_micros, micros
+from dotmac.platform.audit_trail.ids import from_micros, micros, uuid_of
 from dotmac.platform.audit_trail.models import (
     AuditCategory,
     AuditEvent,
@@ -19,6 +19,7 @@ from dotmac.platform.audit_trail.models import (
     AuditOutcome,
     PersonalState,
     stored_choice,
+    stored_event,
 )
 from dotmac.platform.errors import InvalidCursor
 
@@ -53,6 +54,8 @@ SELECT = (
 )
 _CURSOR = struct.Struct(">Bq16s8s")
 _PLAIN = struct.Struct(">Bq16s")
+# jsonb as text has no blanks around it, which `json.loads` would look for at some cost.
+_json = json.JSONDecoder().raw_decode
 
 
 class Order(enum.StrEnum):
@@ -191,28 +194,32 @@ def read_cursor(filters: Filters, order: Order, cursor: object) -> Place | None:
 
 
 def event_of(record: asyncpg.Record) -> AuditEvent:
-    """An event from a row of `SELECT`."""
-    reasons, sealed = record["anomaly_reasons"], record["personal"]
-    return AuditEvent(
-        id=UUID(int=record["id"].int),
-        occurred_at=record["occurred_at"].astimezone(UTC),
-        recorded_at=record["recorded_at"].astimezone(UTC),
-        category=stored_choice(AuditCategory, record["category"]),
-        action=record["action"],
-        level=stored_choice(AuditLevel, record["level"]),
-        outcome=stored_choice(AuditOutcome, record["outcome"]),
-        user_id=record["user_id"],
-        tenant_id=record["tenant_id"],
-        resource_type=record["resource_type"],
-        resource_id=record["resource_id"],
-        ip_address=record["ip_address"],
-        correlation_id=record["correlation_id"],
-        trace_id=record["trace_id"],
-        span_id=record["span_id"],
-        metadata=json.loads(record["metadata"]),
-        anomaly_score=record["anomaly_score"],
-        anomaly_reasons=tuple(json.loads(reasons)) if reasons else (),
-        subject_id=record["subject_id"],
-        personal=None if sealed is None else PersonalState.SEALED,
-        sealed=None if sealed is None else json.loads(sealed),
+    """An event from a row of `SELECT`; columns behind those are the caller's own."""
+    (
+        identity, occurred_at, recorded_at, category, action, level, outcome, user_id, tenant_id,
+        resource_type, resource_id, ip_address, correlation_id, trace_id, span_id,
+        metadata, anomaly_score, reasons, subject_id, sealed, *_,
+    ) = record  # fmt: skip
+    return stored_event(
+        uuid_of(identity.int),
+        occurred_at.astimezone(UTC),
+        recorded_at.astimezone(UTC),
+        stored_choice(AuditCategory, category),
+        action,
+        stored_choice(AuditLevel, level),
+        stored_choice(AuditOutcome, outcome),
+        user_id,
+        tenant_id,
+        resource_type,
+        resource_id,
+        ip_address,
+        correlation_id,
+        trace_id,
+        span_id,
+        _json(metadata)[0],
+        anomaly_score,
+        tuple(_json(reasons)[0]) if reasons else (),
+        subject_id,
+        None if sealed is None else PersonalState.SEALED,
+        None if sealed is None else _json(sealed)[0],
     )

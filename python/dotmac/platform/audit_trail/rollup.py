@@ -1,8 +1,9 @@
 """Counting by the rollup: which part of a count it answers, and which the events themselves must.
 
 `audit_rollup` holds how many events each batch stored per tenant, UTC day, category, outcome and level, in
-the transaction of the events: its sums are exact. It knows whole days only. So days that a bound of the query
-or of a bucket cuts are counted from the events; everything in one statement, and thus of one moment.
+the transaction of the events: its sums are exact. `audit_rollup_totals` holds what they are for all tenants
+together, as far as batches are summed up already. Both know whole days only. So days that a bound of the
+query or of a bucket cuts are counted from the events; everything in one statement, and thus of one moment.
 """
 
 from __future__ import annotations
@@ -52,12 +53,11 @@ class Counting:
         if not self.by_rollup:
             return [self._from_events(columns, label, list(self.filters.parts(add)))]
         whole = replace(self.filters, start_time=None, end_time=None)
-        selects = [self._from_rollup(add, whole, columns, label)]
-        if self.ranges:
-            bounds = " OR ".join(
-                f"(occurred_at >= {add(start)} AND occurred_at < {add(end)})" for start, end in self.ranges
-            )
-            selects.append(self._from_events(columns, label, [f"({bounds})", *whole.parts(add)]))
+        selects = self._from_rollup(add, whole, columns, label)
+        # One by one: of two ranges in one condition an index would read all that lies between them.
+        for start, end in self.ranges:
+            bounds = [f"occurred_at >= {add(start)}", f"occurred_at < {add(end)}"]
+            selects.append(self._from_events(columns, label, [*bounds, *whole.parts(add)]))
         return selects
 
     @staticmethod
@@ -69,23 +69,41 @@ class Counting:
 
     def _from_rollup(
         self, add: Callable[[Any], str], whole: Filters, columns: list[str], label: str | None
-    ) -> str:
+    ) -> list[str]:
         chosen = ["nullif(tenant_id, '') AS tenant_id" if c == "tenant_id" else c for c in columns]
         parts = list(whole.parts(add))
         start, end = self.filters.start_time, self.filters.end_time
+        first = after = "NULL"
         if start is not None:
-            parts.append(f"day >= {add(_day_of(start))}")
+            first = add(_day_of(start))
+            parts.append(f"day >= {first}")
         if end is not None:
-            parts.append(f"day < {add(_day_of(end - timedelta(microseconds=1)) + _DAY)}")
+            after = add(_day_of(end - timedelta(microseconds=1)) + _DAY)
+            parts.append(f"day < {after}")
         cut = [day for start, end in self.ranges for day in _days(start, end)]
         if cut:
             parts.append(f"day <> ALL({add(cut)}::date[])")
+        keys = chosen if label is None else ["day", *chosen]
+
+        def sums(table: str, *more: str) -> str:
+            return _select(keys, "sum(events)", table, [*more, *parts])
+
+        if _of_all_tenants(whole, columns):
+            # Who sees one tenant alone has no totals, but rows of the function, where all others have none.
+            selects = [
+                sums("audit_rollup_totals"),
+                sums("audit_rollup", "batch IS NOT NULL"),
+                sums(f"audit_rollup_of_tenant({first}, {after})"),
+            ]
+        else:
+            selects = [sums("audit_rollup")]
         if label is None:
-            return _select(chosen, "sum(events)", "audit_rollup", parts)
+            return selects
         # The unit is found for each day, not for each row.
-        days = _select(["day", *chosen], "sum(events)", "audit_rollup", parts)
         begin = label.format("day::timestamp AT TIME ZONE 'UTC'")
-        return f"SELECT {', '.join([begin, *columns, 'n'])} FROM ({days}) AS days"  # noqa: S608 (names and conditions of ours)
+        return [
+            f"SELECT {', '.join([begin, *columns, 'n'])} FROM ({' UNION ALL '.join(selects)}) AS days"  # noqa: S608 (names and conditions of ours)
+        ]
 
 
 def plan(filters: Filters, columns: Iterable[str], unit: str | None, zone: ZoneInfo) -> Counting:
@@ -115,6 +133,12 @@ def plan(filters: Filters, columns: Iterable[str], unit: str | None, zone: ZoneI
                 return by_events
     ranges = _ranges(cuts, start, end)
     return Counting(filters, by_rollup=True, ranges=ranges)
+
+
+def _of_all_tenants(filters: Filters, columns: Iterable[str]) -> bool:
+    """Is the same counted whichever tenant an event is of?"""
+    asked = [filters.tenant_id, filters.exclude and filters.exclude.tenant_id]
+    return "tenant_id" not in columns and not any(one is not None for one in asked)
 
 
 def _ranges(

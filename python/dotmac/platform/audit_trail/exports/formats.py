@@ -30,7 +30,13 @@ SUFFIXES: Final = {
     ".parquet": "parquet",
     ".pdf": "pdf",
 }
-_BATCH_ROWS, _GROUP_ROWS, _GROUP_BYTES = 4_096, 65_536, 16 << 20
+_BATCH_ROWS, _GROUP_ROWS, _GROUP_BYTES = 512, 65_536, 8 << 20
+# Columns whose values come again and again. A dictionary of any other is given up when it is full, and until
+# then has only made the file larger.
+_REPEATED: Final = (
+    "category", "action", "level", "outcome", "user_id", "tenant_id", "resource_type", "ip_address",
+    "subject_id",
+)  # fmt: skip
 
 
 class Encoder(Protocol):
@@ -170,7 +176,9 @@ class _Parquet(_Columns):
         parquet = extra("pyarrow.parquet", "parquet")
         self._buffer = io.BytesIO()
         self._schema = _arrow_schema(self._arrow)
-        self._writer = parquet.ParquetWriter(self._buffer, self._schema, compression="zstd", version="2.6")
+        self._writer = parquet.ParquetWriter(
+            self._buffer, self._schema, compression="zstd", version="2.6", use_dictionary=list(_REPEATED)
+        )
         self._held: dict[str, list[Any]] = {name: [] for name in NAMES}
         self._batches: list[Any] = []
         self._rows = self._size = 0

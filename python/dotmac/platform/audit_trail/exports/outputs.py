@@ -17,6 +17,8 @@ import os
 import tempfile
 import time
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
@@ -26,6 +28,7 @@ from dotmac.platform.errors import ExportFailed, InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
 
 __all__ = ["FileOutput", "Output", "StreamOutput", "UrlOutput", "in_thread"]
 
@@ -35,9 +38,12 @@ _MAX_AGE = 86_400  # who exports the same each night wants today's events
 Answer = TypeVar("Answer")
 
 
-async def in_thread(work: Callable[..., Answer], *args: object) -> Answer:
-    """Run in a thread; cancelled, it waits for what has begun, so that nothing is written afterwards."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args))
+async def in_thread(work: Callable[..., Answer], *args: object, pool: Executor | None = None) -> Answer:
+    """Run in a thread; cancelled, it waits for what has begun, so that nothing is written afterwards.
+
+    Args: pool: whose thread it is; the event loop's own pool where there is none.
+    """
+    task = asyncio.get_running_loop().run_in_executor(pool, partial(copy_context().run, work, *args))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -201,10 +202,15 @@ class _Export:
         if note is None:
             await self._output.write(encoder.head())
 
+        # In a thread where it takes long; always in the same, since each keeps memory of what it allocated.
+        pool = ThreadPoolExecutor(1, "dotmac-audit-export") if encoder.heavy else None
+
+        async def run(work: Callable[..., bytes], *args: bytes) -> bytes:
+            return work(*args) if pool is None else await in_thread(work, *args, pool=pool)
+
         async def take(piece: bytes) -> None:
             try:
-                # In a thread where it takes long; one after another all the same.
-                data = await in_thread(encoder.feed, piece) if encoder.heavy else encoder.feed(piece)
+                data = await run(encoder.feed, piece)
             except ValueError as error:
                 text = f"the audit database's answer can't be read: {error}"
                 raise ServerRefused(text) from error
@@ -219,11 +225,12 @@ class _Export:
         source = Source(database, self._filters, self._order, self._snapshot, timeout, named)
         try:
             await source.pour(encoder, after, take, pause)
+            await self._output.write(await run(encoder.tail))
         except TakerFailed as failed:
             raise failed.error from None
-        await self._output.write(
-            await in_thread(encoder.tail) if encoder.heavy else encoder.tail(),
-        )
+        finally:
+            if pool is not None:
+                pool.shutdown()  # at once: nothing runs there any more
         digest = await self._output.finish()
         self._tell(encoder)
         first, last = self._first or encoder.first, encoder.last or after
