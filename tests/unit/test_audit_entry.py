@@ -170,6 +170,12 @@ def test_plain_and_unusual_arguments_mean_the_same(category, action, user_id, ip
     assert made_or_told(**given_fields) == made_or_told(**odd)
 
 
+@pytest.mark.parametrize("number", [2**10_000 - 1, 2**10_000, -(2**10_000), 10**3_010 - 1, 10**3_010])
+def test_integers_have_one_bound(number):
+    found = made_or_told(category="SECURITY", action="x", metadata={"n": number}, event_id=uuid7(10**15, 1))
+    assert (found == "metadata.n") == (number.bit_length() > 10_000)
+
+
 @given(micros_=st.integers(10**12, 1_767_225_600_000_000), naive=st.booleans())
 def test_times_keep_their_microseconds(micros_, naive):
     moment = from_micros(micros_)

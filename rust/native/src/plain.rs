@@ -7,8 +7,8 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple, PyT
 
 /// Integers up to here are exact as doubles, so that RFC 8785 writes their digits.
 const EXACT: i64 = 1 << 53;
-/// Decimal digits of 10,000 bits.
-const LONGEST_INTEGER: usize = 3_011;
+/// Decimal digits that surely fit into 10,000 bits.
+const LONGEST_INTEGER: usize = 3_010;
 
 /// The argument is not plain.
 pub struct NotPlain;
