@@ -1,8 +1,8 @@
 """All Python tests, in three processes side by side: most of them wait for something most of the time.
 
-What each part says is shown as a whole, since lines of several would tell nothing, and those that failed come
-last, where they are looked for. Arguments go to each pytest. The last line sums up; the exit code is 0 only
-if every part passed.
+What each part says is shown as a whole, since lines of several would tell nothing, and those that failed are
+shown once more at the end, where they are looked for. Arguments go to each pytest. The last line sums up; the
+exit code is 0 only if every part passed.
 
     python tests/run.py [pytest's arguments]
 """
@@ -57,10 +57,9 @@ def main(arguments: list[str]) -> int:
             del running[name]
             output.seek(0)
             said = output.read().decode(errors="replace")
+            print(f"##### {name}", said, sep="\n", flush=True)
             if process.returncode:
-                failed.append(f"##### {name}\n{said}")
-            else:
-                print(f"##### {name}", said, sep="\n", flush=True)
+                failed.append(f"##### {name}, once more\n{said}")
             for number, what in re.findall(
                 r"(\d+) (\w+)", said.rstrip().rsplit("\n", 1)[-1].partition(" in ")[0]
             ):

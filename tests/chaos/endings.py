@@ -77,6 +77,8 @@ def _full_length(attempt: Attempt) -> bool:
         return False
     at = attempt.lost[0]
     if attempt.held is None:
-        # One of several, while the others were waited for; less what two clocks may differ by.
-        return at >= attempt.asked + attempt.timeout * 98 // 100
+        # One of several, while the others were waited for. It counts from the last heartbeat before it,
+        # of which there are three in the length of a lease, and less what two clocks may differ by.
+        length = attempt.timeout - min(HEARTBEAT, attempt.timeout // 3)
+        return at >= attempt.asked + length * 98 // 100
     return at > attempt.promised

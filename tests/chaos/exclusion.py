@@ -7,7 +7,7 @@ from collections import defaultdict
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
-from chaos.limits import may_overlap
+from chaos.limits import may_be_below, may_overlap
 from chaos.verdict import Violation, by_lock, fence_of, ms
 
 if TYPE_CHECKING:
@@ -103,8 +103,12 @@ def refused_while_held(history: History, verdict: Verdict) -> Iterator[Violation
             rivals, first = by_fence[holder.lock], asked[holder.lock]
             begin = bisect_right(rivals, fence_of(holder), key=fence_of)
             for rival in rivals[begin : bisect_left(first, write.at, begin)]:
-                excuse = may_overlap(history, holder, rival) if rival.asked < write.at else None
-                if excuse is not None and holder.acted <= excuse.until:
+                if rival.asked >= write.at:
+                    continue
+                excuse = may_overlap(history, holder, rival)
+                if excuse is None or holder.acted > excuse.until:
+                    excuse = may_be_below(history, holder, rival)
+                if excuse is not None and write.at <= excuse.until:
                     verdict.counts[f"writes refused to a holder: {excuse.cause}"] += 1
                     break
             else:
@@ -153,8 +157,8 @@ def _alone(history: History, verdict: Verdict, name: str, attempts: list[Attempt
 
 def _excused_order(history: History, verdict: Verdict, lower: Attempt, higher: Attempt) -> bool:
     """A server that has been replaced went on for a moment, which is an overlap that nobody may have seen."""
-    excuse = may_overlap(history, lower, higher)
-    if excuse is None or (lower.held or 0) > excuse.until:
-        return False
-    verdict.counts[f"tokens out of order: {excuse.cause}"] += 1
-    return True
+    for excuse in (may_overlap(history, lower, higher), may_be_below(history, lower, higher)):
+        if excuse is not None and (lower.held or 0) <= excuse.until:
+            verdict.counts[f"tokens out of order: {excuse.cause}"] += 1
+            return True
+    return False

@@ -151,6 +151,7 @@ class Process:
     pid: int = 0
     begun: int = 0
     killed: bool = False
+    died: int | None = None
     said_goodbye: bool = False
     status: int | None = None
 
@@ -270,7 +271,8 @@ def _run(history: History, events: list[dict[str, Any]]) -> None:
             case "grace":
                 by_number[event["number"]].grace = event["length"]
             case "killed":
-                history.process(event["worker"]).killed = True
+                process = history.process(event["worker"])
+                process.killed, process.died = True, at
             case "exit":
                 history.process(event["worker"]).status = event["status"]
             case "calm":

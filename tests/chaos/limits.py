@@ -6,6 +6,9 @@ else keeps from the server all through the grace, and where a newcomer, who can'
 anything, is the first to come: then there is a shorter grace or none. A holder whose lock was granted to
 another meanwhile is told by the answer to its next heartbeat.
 
+There, too, tokens may be below earlier ones, if the clock was stepped back meanwhile: until the first of
+those who knew the data has opened, and said which tokens it had heard of.
+
 A server that takes over from another may lack the last writes. What nobody else was granted by then is taken
 back; else the older holder is told by its next heartbeat, too.
 
@@ -113,15 +116,32 @@ def may_overlap(history: History, older: Attempt, newer: Attempt) -> Excuse | No
             cause = lost_by_data(history, older.worker, loss)
             if cause is None:
                 continue
-            until = _told(history, older, loss, loss.end)
+            until = _told(history, older.worker, loss, loss.end)
         else:
             # The newer one was granted by the server that took over, the older one by the one before.
             if not _fence(older) < loss.wall <= _fence(newer) or older.asked > loss.end + LATE:
                 continue
             cause = LOST_WRITE
-            until = _told(history, older, loss, max(both, loss.end))
+            until = _told(history, older.worker, loss, max(both, loss.end))
         if found is None or until > found.until:
             found = Excuse(until, cause)
+    return found
+
+
+def may_be_below(history: History, lower: Attempt, higher: Attempt) -> Excuse | None:
+    """Until when somebody may be granted a lower token than one that was granted before."""
+    found = None
+    for loss in history.timeline.of(LOSES_DATA):
+        if loss.grace >= GRACE or higher.asked > loss.end or (lower.held or 0) < loss.begin:
+            continue
+        knew = [
+            process.name
+            for process in history.processes.values()
+            if process.begun < loss.begin and (process.died is None or process.died > loss.end)
+        ]
+        until = min((_told(history, worker, loss, loss.end) for worker in knew), default=history.end)
+        if found is None or until > found.until:
+            found = Excuse(until, NEWCOMER)
     return found
 
 
@@ -149,13 +169,13 @@ def may_forget(history: History, attempt: Attempt, at: int) -> Excuse | None:
     return None
 
 
-def _told(history: History, holder: Attempt, loss: Fault, reachable: int) -> int:
-    """When a holder has been told at the latest, who can reach the server from then on unless something else
-    keeps it from it."""
+def _told(history: History, worker: str, loss: Fault, reachable: int) -> int:
+    """When a process has heard from the server at the latest, which can reach it from then on unless
+    something else keeps it from it."""
     told = reachable + HEARTBEAT + LATE
     reached = False
     while not reached:
-        others = disturbances(history, holder.worker, loss.begin, told)
+        others = disturbances(history, worker, loss.begin, told)
         ends = [fault.end for fault in others if _long(fault) and fault is not loss]
         later = max(ends, default=0) + HEARTBEAT + LATE
         reached, told = later <= told, max(told, later)

@@ -39,7 +39,7 @@ class Timeline:
             if fault.end >= begin:
                 yield fault
 
-    def of(self, kinds: Iterable[str]) -> Iterator[Fault]:
-        """Those of some kinds."""
-        for kind in kinds:
-            yield from self._kinds.get(kind, ())
+    def of(self, kinds: Iterable[str]) -> list[Fault]:
+        """Those of some kinds, from the first to the last."""
+        found = [fault for kind in kinds for fault in self._kinds.get(kind, ())]
+        return sorted(found, key=lambda fault: fault.begin)

@@ -119,6 +119,8 @@ def _overtaken(history: History, verdict: Verdict, first: Attempt, second: Attem
     verdict.counts["places in queues compared"] += 1
     if lost:
         verdict.counts["places in queues compared over lost data"] += 1
+    if first.fence is None and first.lost is not None:
+        return False  # one of several, which it held while it waited for the others
     if first.fence is None:
         return over > second.held + SETTLED
     return fence_of(first) > fence_of(second)

@@ -35,6 +35,7 @@ from dotmac.platform.audit_trail import (
     AuditLevel,
     AuditOutcome,
     AuditTrailConfig,
+    audit_context,
     schema,
 )
 from dotmac.platform.audit_trail.ids import time_of
@@ -435,3 +436,13 @@ async def test_missing_tables_are_refused_with_the_command(postgres_database):
         assert (await audit.schema_status()).up_to_date
         await audit.log_event("SECURITY", "x")
         assert await audit.count_events() == 1
+
+
+async def test_functions_of_a_context_are_asked_once_for_each_event(audit, unique):
+    numbers = iter(range(1, 100))
+    with audit_context(user_id=unique, correlation_id=lambda: str(next(numbers))):
+        for _ in range(3):
+            await audit.log_event("SECURITY", "x")
+        await audit.log_events([{"category": "SECURITY", "action": "x"}] * 3)
+    found = [event.correlation_id async for event in audit.iter_events(user_id=unique, order="asc")]
+    assert found == ["1", "2", "3", "4", "5", "6"]

@@ -354,3 +354,22 @@ def test_a_forked_child_starts_anew(migrated_server, unique):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         runner.run(log("after"))
         assert runner.run(audit.count_events(tenant_id=unique)) == 3
+
+
+async def test_a_lane_recovers_where_only_half_of_its_statements_were_prepared(migrated_server, unique):
+    owner = await asyncpg.connect(migrated_server.url)
+    try:
+        await owner.execute("ALTER ROLE CURRENT_USER SET lock_timeout = '200ms'")
+        async with AuditAggregator(migrated_server.url, timeout=5) as audit:
+            async with owner.transaction():
+                await owner.execute("LOCK TABLE audit_rollup IN SHARE ROW EXCLUSIVE MODE")
+                waiting = asyncio.gather(
+                    *(audit.log_event("SECURITY", "x", tenant_id=unique) for _ in range(40))
+                )
+                await asyncio.sleep(1)
+            ids = await waiting
+            ids += await audit.log_events([{"category": "SECURITY", "action": "x", "tenant_id": unique}] * 40)
+        assert sorted(ids) == sorted(await stored_ids(migrated_server.url, unique))
+    finally:
+        await owner.execute("ALTER ROLE CURRENT_USER RESET lock_timeout")
+        await owner.close()

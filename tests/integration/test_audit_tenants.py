@@ -479,6 +479,12 @@ async def test_counts_are_of_what_a_role_sees(owner, postgres_database, role, ot
                 assert await counts_as_the_events_say(audit) == 0
         reader = await connect(role)
         assert await reader.fetch("SELECT * FROM audit_rollup_totals") == []
+        await reader.execute("CREATE TEMPORARY TABLE mine (day date)")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await reader.execute(
+                "CREATE TRIGGER mine AFTER DELETE ON mine REFERENCING OLD TABLE AS gone "
+                "FOR EACH STATEMENT EXECUTE FUNCTION audit_total()"
+            )
         await reader.execute("SET app.tenant_id = 'acme'")
         assert await reader.fetch("SELECT * FROM audit_rollup_totals") == []
         await owner.grant_role("reader", other, tenant_id="globex")
@@ -497,6 +503,8 @@ async def test_counts_are_of_what_a_role_sees(owner, postgres_database, role, ot
         await owner.disable_tenants()
         async with AuditAggregator(address_of(postgres_database, other)) as audit:
             assert await counts_as_the_events_say(audit) == 8
+        await admin.execute("TRUNCATE audit_rollup")
+        assert await admin.fetch("SELECT * FROM audit_rollup_totals") == []
     finally:
         await admin.close()
 

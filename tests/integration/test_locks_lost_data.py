@@ -188,3 +188,21 @@ async def test_a_holder_that_comes_back_too_late_is_told(own_valkey: EmbeddedVal
             assert "no longer knows" in (await asyncio.wait_for(lock.lost, 10) or "")
             with pytest.raises(LockLost):
                 await lock.release()
+
+
+async def test_newcomers_stand_behind_all_places_of_the_lost_data(
+    own_valkey: EmbeddedValkey, unique: str
+) -> None:
+    """Also behind those that are not taken up again yet: the counter begins anew at the server's clock."""
+    view = Partition(own_valkey.url, unique)
+    async with manager_at(own_valkey.url, unique) as locks, locks.acquire_lock("a"):
+        waiting = asyncio.create_task(locks.acquire_lock("a").acquire())
+        await until(lambda: view.queued() == 1)
+        _, rank, _ = view.client.zrange(f"{view.tag}:q", 0, 0)[0].split("\0")
+        await asyncio.sleep(0.5)
+        await lose_data(own_valkey, "flushall")
+        await until(lambda: view.queued() == 1)
+        assert view.client.zrange(f"{view.tag}:q", 0, 0)[0].split("\0")[1] == rank, "its place is kept"
+        assert int(view.client.hget(f"{view.tag}:m", "t")) > int(rank[4:]) + 400_000
+        waiting.cancel()
+    view.client.close()

@@ -223,13 +223,13 @@ def test_arguments_win():
     with audit_context(
         user_id=7, tenant_id=uuid.UUID(int=1), correlation_id="c", ip_address="10.0.0.1", metadata=metadata
     ):
-        filled = filled_in(Given("x", metadata={"b": 2}))
+        filled = filled_in(Given("x", metadata={"b": 2}), current_audit_context())
         assert filled[:7] == ("x", 7, uuid.UUID(int=1), None, None, "10.0.0.1", "c")
         assert filled.metadata == {"a": 1, "b": 2}
         given = Given("x", "u", "t", "rt", "ri", ipaddress.ip_address("::1"), "d", {"a": 2, "b": 3})
-        assert filled_in(given) == given
-        own = filled_in(Given("x", metadata={"ip_address": "192.0.2.1"}))
+        assert filled_in(given, current_audit_context()) == given
+        own = filled_in(Given("x", metadata={"ip_address": "192.0.2.1"}), current_audit_context())
         assert own.ip_address is None, "metadata's address is the event's own"
-        other = filled_in(Given("x", metadata={"ip_address": "unknown"}))
+        other = filled_in(Given("x", metadata={"ip_address": "unknown"}), current_audit_context())
         assert other.ip_address == "10.0.0.1"
-        assert filled_in(Given("x", metadata=[1])).metadata == [1]
+        assert filled_in(Given("x", metadata=[1]), current_audit_context()).metadata == [1]

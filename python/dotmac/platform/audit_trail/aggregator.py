@@ -146,8 +146,9 @@ class AuditAggregator(
             action, user_id, tenant_id, resource_type, resource_id, ip_address, correlation_id, metadata,
             personal, subject_id,
         )  # fmt: skip
-        if current_audit_context() is not NO_CONTEXT:
-            given = filled_in(Given(*given))
+        context = current_audit_context()
+        if context is not NO_CONTEXT:
+            given = filled_in(Given(*given), context)
         screens = (self._made_redactor or self._redactor()).screens
         fields = (category, given[0], level, outcome, *given[1:], occurred_at, id)
         entry = process.encoder.entry(screens, trace_ids(), *fields)

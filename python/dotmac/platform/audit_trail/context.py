@@ -23,7 +23,7 @@ from dotmac.platform.errors import InvalidArgument
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
-__all__ = ["NO_CONTEXT", "AuditContext", "audit_context", "current_audit_context"]
+__all__ = ["NO_CONTEXT", "AuditContext", "audit_context", "current_audit_context", "in_audit_context"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -84,6 +84,11 @@ def current_audit_context() -> AuditContext:
     """What an event that is logged here and now would be filled in with."""
     frame = _frames.get()
     return NO_CONTEXT if frame is None else frame.value()
+
+
+def in_audit_context() -> bool:
+    """Is any block around? Asks no function of a block for its value."""
+    return _frames.get() is not None
 
 
 class audit_context:  # noqa: N801 (used as a function is, in `with`, `async with` and as a decorator)

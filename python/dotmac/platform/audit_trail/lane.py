@@ -86,7 +86,7 @@ class Lane:
         self._pooled = database.settings.statement_cache_size == 0
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
-        self._prepared: Connection | None = None
+        self._prepared = False
         self._closed = False
         self._begin_chain()
 
@@ -208,6 +208,7 @@ class Lane:
             connection = self._connection
             if connection is None or connection.is_closed():
                 connection = self._connection = await self._database.connect()
+                self._prepared = False
             target = batch.target or await self._find_target(connection, batch)
             if not (in_doubt and await self._is_stored(connection, batch)):
                 in_doubt = batch.in_doubt
@@ -323,9 +324,8 @@ class Lane:
             return
         try:
             await self._targets.ensure(partial(self._fetch, connection), {day for day, *_ in packed.counts})
-            if packed.json is None and not self._pooled and self._prepared is not connection:
-                await connection.execute(PREPARE)
-                self._prepared = connection
+            if packed.json is None and not self._pooled and not self._prepared:
+                await self._prepare(connection)
         except BaseException:
             if not batch.in_doubt:
                 # Nothing of it is on its way: whoever's time is up meanwhile is told so, and not stored.
@@ -341,6 +341,16 @@ class Lane:
             # A memoryview, because bytes would be taken for the name of a file.
             sql = copy_statement(packed, _relation(batch), prepared=not self._pooled)
             await connection._copy_in(sql, memoryview(packed.copy or b""), None)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    async def _prepare(self, connection: Connection) -> None:
+        try:
+            await connection.execute(PREPARE)
+        except BaseException:
+            # The first of the two statements may be there, whatever became of the transaction.
+            self._connection = None
+            connection.terminate()
+            raise
+        self._prepared = True
 
     async def _read_heads(
         self, connection: Connection, tenants: list[str], packed: AuditBatch | None = None

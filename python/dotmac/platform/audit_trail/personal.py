@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from dotmac.platform.audit_trail.context import NO_CONTEXT, current_audit_context
+from dotmac.platform.audit_trail.context import current_audit_context, in_audit_context
 from dotmac.platform.audit_trail.entry import plain_text, when_and_id
 from dotmac.platform.audit_trail.ids import micros, uuid7
 from dotmac.platform.audit_trail.models import PersonalState
@@ -90,10 +90,10 @@ class Personal(Service):
         """Arguments of `log_event` as mappings, filled in, redacted and sealed, up to the first for which
         that can't be done; and why it can't."""
         redactor = self._redactor()
-        if current_audit_context() is NO_CONTEXT:
-            places: Iterable[int] = self._here().encoder.flagged(redactor.screens, items)
+        if in_audit_context():
+            places: Iterable[int] = range(len(items))
         else:
-            places = range(len(items))
+            places = self._here().encoder.flagged(redactor.screens, items)
         done = list(items)
         sealing: list[tuple[int, Given]] = []
         failed: Exception | None = None
@@ -104,7 +104,7 @@ class Personal(Service):
             known = {name: item[name] for name in Given._fields if name in item}
             before = Given(**{"action": None, **known})
             try:
-                given = protect(redactor, item.get("category"), filled_in(before))
+                given = protect(redactor, item.get("category"), filled_in(before, current_audit_context()))
             except (InvalidEvent, InvalidArgument) as error:
                 failed = error
                 del done[place:]

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dotmac.platform.audit_trail.context import NO_CONTEXT, current_audit_context
 from dotmac.platform.audit_trail.entry import parse_address
-from dotmac.platform.audit_trail.redaction import Redactor, with_notes
+from dotmac.platform.audit_trail.redaction import MOST_BITS, Redactor, with_notes
 from dotmac.platform.errors import InvalidArgument, InvalidEvent
 
 if TYPE_CHECKING:
     from dotmac.platform.audit_trail.config import AuditTrailConfig
+    from dotmac.platform.audit_trail.context import AuditContext
     from dotmac.platform.audit_trail.redaction import RedactionRule
 
 __all__ = ["Given", "filled_in", "protect", "redact", "redactor_of"]
 
-_MOST_BITS = 256  # a longer number is no card, and no account
 _TEXTS = ("action", "user_id", "tenant_id", "resource_type", "resource_id", "correlation_id", "subject_id")
 
 
@@ -55,7 +54,7 @@ def redact(redactor: Redactor, category: object, given: Given) -> Given:
             value = getattr(given, field)
             if field != "action" and type(value) is not bool and isinstance(value, int):
                 # A card's number is one as a number, too.
-                value = str(int(value)) if value.bit_length() <= _MOST_BITS else None
+                value = str(int(value)) if value.bit_length() <= MOST_BITS else None
             if isinstance(value, str):
                 found = rules.text(field, value, notes)
                 if found != value:
@@ -76,11 +75,8 @@ def redact(redactor: Redactor, category: object, given: Given) -> Given:
     return given
 
 
-def filled_in(given: Given) -> Given:
-    """The arguments, with those that were left out from `audit_context`."""
-    context = current_audit_context()
-    if context is NO_CONTEXT:
-        return given
+def filled_in(given: Given, context: AuditContext) -> Given:
+    """The arguments, with those that were left out from the context."""
     missing: dict[str, Any] = {
         name: value
         for name in ("user_id", "tenant_id", "correlation_id")

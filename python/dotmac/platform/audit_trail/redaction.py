@@ -31,11 +31,11 @@ _CATEGORIES = frozenset(member.value for member in AuditCategory)
 _IDENTITIES = frozenset({"user_id", "tenant_id", "subject_id"})
 _MOST_NOTES = 100
 _LONGEST_PATH = 200
+MOST_BITS = 256  # a longer number is no card, and no account
 _MAX_DEPTH = 40  # more than an event may have; what is deeper is refused later
 _CACHED = 4_096
 _LONGEST_CACHED = 64
 _SHORTEST_KEY = 16
-_MOST_BITS = 256
 _hashed = re.compile(r"hmac:[0-9a-f]{32}")
 _told = re.compile(r"(mask|drop|hash|truncate):[\w .*+|,:()\[\]-]{1,200}|more than are listed")
 
@@ -339,9 +339,9 @@ class CompiledRules:
 
     def _number(self, item: float, where: Any, notes: dict[str, str]) -> Any:
         if isinstance(item, int):
-            text = str(int(item)) if item.bit_length() <= _MOST_BITS else ""
+            text = str(int(item)) if item.bit_length() <= MOST_BITS else ""
         else:
-            text = str(int(item)) if item.is_integer() and abs(item) < 2.0**_MOST_BITS else repr(item)
+            text = str(int(item)) if item.is_integer() and abs(item) < 2.0**MOST_BITS else repr(item)
         found = self._searched(text, self._numbers, where, notes)
         return item if found == text else _DROPPED if found is None else found
 

@@ -137,7 +137,7 @@ pub struct Heartbeat {
     pub mode: Mode,
     /// Session.
     pub sid: String,
-    /// The life of the data that this client knew before, and the last token of it that it heard of, where a new
+    /// The life of the data that this client knew before, and the last token that it ever heard of, where a new
     /// session opens.
     pub knew: Option<(String, u64)>,
     /// Generation of the connection.

@@ -86,8 +86,9 @@ end
 
 -- Whoever comes from here on stands behind that place, which is from before the data was lost.
 local function ranks_above(meta, rank)
-  local n = tonumber(rank:sub(5)) or 0
-  if n > (tonumber(redis.call('HGET', meta, 't')) or 0) then redis.call('HSET', meta, 't', text(n)) end
+  local t = tonumber(redis.call('HGET', meta, 't')) or 0
+  if t < SEEDED then t = micros() end
+  redis.call('HSET', meta, 't', text(math.max(t, tonumber(rank:sub(5)) or 0)))
 end
 
 local function seen_of(sid)

@@ -70,6 +70,13 @@ STATEMENTS = (
         RETURN NULL;
     END $$
     """,
+    """
+    CREATE FUNCTION audit_no_totals() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        TRUNCATE audit_rollup_totals;
+        RETURN NULL;
+    END $$
+    """,
     # A function must not look names up where its caller says.
     """
     DO $$
@@ -78,15 +85,21 @@ STATEMENTS = (
     BEGIN
         FOR one IN SELECT oid::regprocedure FROM pg_catalog.pg_proc
             WHERE pronamespace = current_schema()::regnamespace
-            AND proname IN ('audit_sees_all', 'audit_rollup_of_tenant', 'audit_total')
+            AND proname IN ('audit_sees_all', 'audit_rollup_of_tenant', 'audit_total', 'audit_no_totals')
         LOOP
             EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', one, current_schema());
         END LOOP;
     END $$
     """,
+    # It runs with its owner's rights, whoever's table it stands on: nobody else may put it on one.
+    "REVOKE ALL ON FUNCTION audit_total() FROM PUBLIC",
     """
     CREATE TRIGGER audit_total AFTER DELETE ON audit_rollup REFERENCING OLD TABLE AS gone
         FOR EACH STATEMENT EXECUTE FUNCTION audit_total()
+    """,
+    """
+    CREATE TRIGGER audit_no_totals AFTER TRUNCATE ON audit_rollup
+        FOR EACH STATEMENT EXECUTE FUNCTION audit_no_totals()
     """,
     # The trigger holds the table until this is committed, so nothing is summed up meanwhile.
     """
