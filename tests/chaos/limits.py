@@ -89,6 +89,9 @@ def disturbances(
 def lost_by_data(history: History, worker: str, loss: Fault) -> str | None:
     """Why a process's leases may not have outlived a loss of data; None if they have to."""
     begin, end = loss.end, loss.end + GRACE
+    died = history.process(worker).died
+    if died is not None and died < end:
+        return UNREACHED  # for ever; what it was promised nobody believes any more
     others = [
         fault
         for fault in disturbances(history, worker, loss.begin, end)

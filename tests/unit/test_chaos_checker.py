@@ -424,3 +424,16 @@ def test_what_is_held_together_is_of_one_group() -> None:
                 together |= {n for n, group in enumerate(groups) if name in group[plan.kind.family]}
             plan = plan.deeper
         assert len(together) == 1
+
+
+def test_one_of_several_is_held_while_the_others_are_waited_for() -> None:
+    lost = (at(4), "lock 'a' was lost: its lease ran out before a heartbeat was confirmed")
+    history = good()
+    history.writes = []
+    history.attempts = [
+        attempt("00", 0.0, left=4, how="lost", of=3, lost=lost, fixed=True, timeout=4 * SECOND),
+        attempt("01", 1.5, 1.6, 1.7, 12),
+    ]
+    assert rules(history) == [], "it was granted, and waited for the others"
+    history.attempts[0].lost = (at(1), lost[1])
+    assert rules(history) == ["lost early"]

@@ -52,6 +52,28 @@ def test_who_is_kept_from_the_server_all_through_the_grace_is_told_later() -> No
     assert rules(history) == ["overlap"], "that one could reach it"
 
 
+def test_a_holder_that_died_before_it_could_take_its_lease_back_believes_nothing() -> None:
+    history = lost_data(overlap=1.5, grace=GRACE)
+    process = history.process("worker-00-0")
+    process.killed, process.died = True, at(3.5)
+    assert rules(history) == []
+    process.died = at(4.5)
+    assert rules(history) == ["overlap"], "it had time enough"
+
+
+def test_tokens_may_be_below_earlier_ones_until_somebody_who_knew_has_opened() -> None:
+    told = 1.05 + (HEARTBEAT + LATE) / SECOND
+    for held, grace, found in ((1.3, 0, []), (told + 0.2, 0, ["order"] * 2), (1.3, GRACE, ["order"] * 2)):
+        history = good()
+        history.writes = []
+        history.attempts = [
+            attempt("00", 0.0, 0.1, 1.0, 11),
+            attempt("01", held - 0.1, held, held + 0.2, 5),
+        ]
+        history.faults.append(Fault("flushall", "server", at(1.05), at(1.05), grace=grace))
+        assert rules(history) == found
+
+
 def test_a_machine_that_is_late_now_and_then_excuses_nothing() -> None:
     history = lost_data(grace=GRACE)
     history.faults += [
