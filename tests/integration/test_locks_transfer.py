@@ -278,3 +278,20 @@ async def test_tokens_of_nothing(locks: DistributedLockManager, owner: Owners, p
         await locks.adopt(f"{fence}:exclusive:0:a:b")
     assert partition.held() == 1
     await holder.release("a:b")
+
+
+async def test_whoever_waits_for_what_is_offered_does_not_wait_for_its_giver(
+    locks: DistributedLockManager, owner: Owners, partition: Partition
+) -> None:
+    other = owner()
+    assert await other.acquire("acquire_lock", "b")
+    given, wanted = locks.acquire_lock("a"), locks.acquire_lock("b")
+    await given.acquire()
+    token = await given.offer()
+    behind = other.acquire("acquire_lock", "a")
+    await until(lambda: partition.queued() == 1)
+    assert not await wanted.acquire(blocking_timeout=0.3), "no cycle: whoever adopts it goes on"
+    await (await locks.adopt(token)).release()
+    assert await behind
+    await other.release("a")
+    await other.release("b")

@@ -1,6 +1,7 @@
 -- ARGV 1 lock 2 fence 3 for how long ms 4 sid 5 prefix of the inbox channels.
 -- The holder has given it up; whoever knows the fence may take it over within that time. Replies 1 offered, 0 not held
--- under that fence by that session: then it had ended, or was taken over already.
+-- under that fence by that session: then it had ended, or was taken over already. Until then nobody holds it: whoever
+-- waits for it does not wait for its giver.
 local rec, field = held_under(ARGV[1], ARGV[2])
 if not rec then return 0 end
 local fence, owner, sid, timeout, _, _, since, where = parse(rec)
@@ -8,7 +9,7 @@ local now = judge(KEYS[5])
 if sid ~= ARGV[4] or left(rec, now) <= 0 then return 0 end
 local flag = unclaimed(rec) and (rec:byte(1) == 85 and '+' or '-') or rec:sub(1, 1)
 redis.call('HSET', KEYS[2], field,
-  record(flag, fence, owner, sid, text(timeout), fixed_end(sid, now, ARGV[3]), 'offered', since, where))
+  record(flag, fence, owner .. ' offered', sid, text(timeout), fixed_end(sid, now, ARGV[3]), 'offered', since, where))
 -- Its session may end, or no longer count it: whatever looks at what has come due ends it.
 look_after(ARGV[1], now + ARGV[3])
 return 1
