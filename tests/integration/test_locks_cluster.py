@@ -39,7 +39,7 @@ from dotmac.platform.testing.topologies import EmbeddedCluster
 from support import permissions
 from support.cluster import NAMES, PARTITIONS, View, held_once, owner_of, partition_of, queued
 from support.everything import use_everything
-from support.locks import manager_at, python, until, works
+from support.locks import killed_holder_is_succeeded, manager_at, python, until, works
 from support.proxy import Proxy
 from support.registry import make
 
@@ -180,25 +180,10 @@ def test_threads_use_it_too(nodes: EmbeddedCluster, unique: str) -> None:
         assert locks.list_locks_sync() == []
 
 
-HOLDER = """
-import sys, time
-from support.locks import manager_at
-locks = manager_at(sys.argv[1], sys.argv[2])
-with locks.acquire_lock("a", timeout=1.0) as lock:
-    print(lock.fencing_token)
-    time.sleep(60)
-"""
-
-
 async def test_a_killed_holder_is_succeeded(
     nodes: EmbeddedCluster, locks: DistributedLockManager, unique: str
 ) -> None:
-    holder = python(HOLDER, nodes.url, unique)
-    assert holder.stdout is not None
-    token = int(await asyncio.to_thread(holder.stdout.readline))
-    assert not await locks.acquire_lock("a").acquire(blocking=False)
-    holder.kill()
-    assert await works(locks) > token
+    await killed_holder_is_succeeded(locks, nodes.url, unique)
 
 
 async def test_a_cycle_within_a_partition_is_refused(
@@ -448,7 +433,7 @@ def announced(client: redis.Redis) -> set[int]:
 
 FORKING = """
 import os, sys
-from support.locks import manager_at
+from support.locks import killed_holder_is_succeeded, manager_at
 locks = manager_at(sys.argv[1], sys.argv[2])
 names = [f"user:{n}" for n in range(8)]
 held = [locks.acquire_lock(name) for name in names]

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from dotmac.platform.errors import DeadlockDetected, LockLost, LockNotOwned
-from support.locks import Partition, manager_at, python, until, works
+from support.locks import Partition, killed_holder_is_succeeded, manager_at, until
 from support.registry import make
 
 if TYPE_CHECKING:
@@ -98,25 +98,10 @@ async def test_leases(
     assert partition.empty()
 
 
-HOLDER = """
-import sys, time
-from support.locks import manager_at
-locks = manager_at(sys.argv[1], sys.argv[2])
-with locks.acquire_lock("a", timeout=1.0) as lock:
-    print(lock.fencing_token)
-    time.sleep(60)
-"""
-
-
 async def test_a_killed_holder_is_succeeded(
     each_server: EmbeddedValkey, locks: DistributedLockManager, unique: str
 ) -> None:
-    holder = python(HOLDER, each_server.url, unique)
-    assert holder.stdout is not None
-    token = int(await asyncio.to_thread(holder.stdout.readline))
-    assert not await locks.acquire_lock("a").acquire(blocking=False)
-    holder.kill()
-    assert await works(locks) > token
+    await killed_holder_is_succeeded(locks, each_server.url, unique)
 
 
 async def test_a_cycle_is_refused(

@@ -112,3 +112,23 @@ def end_started() -> None:
             process.kill()
         if process.stdout is not None and not process.stdout.closed:
             process.communicate()
+
+
+HOLDER = """
+import sys, time
+from support.locks import manager_at
+locks = manager_at(sys.argv[1], sys.argv[2])
+with locks.acquire_lock("a", timeout=1.0) as lock:
+    print(lock.fencing_token)
+    time.sleep(60)
+"""
+
+
+async def killed_holder_is_succeeded(locks: DistributedLockManager, url: str, namespace: str) -> None:
+    """Another process is killed with a lock in hand; the next one gets it, under a higher token."""
+    holder = python(HOLDER, url, namespace)
+    assert holder.stdout is not None
+    token = int(await asyncio.to_thread(holder.stdout.readline))
+    assert not await locks.acquire_lock("a").acquire(blocking=False)
+    holder.kill()
+    assert await works(locks) > token

@@ -83,7 +83,7 @@ impl Screens {
 
 impl Screen {
     /// Is surely nothing to be redacted in these texts and in the metadata?
-    pub fn passes<'a, 'py: 'a>(
+    fn passes<'a, 'py: 'a>(
         &self,
         texts: impl IntoIterator<Item = Option<&'a Bound<'py, PyAny>>>,
         metadata: Option<&Bound<'py, PyAny>>,

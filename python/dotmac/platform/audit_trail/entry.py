@@ -99,31 +99,7 @@ def make_entry(
     )  # fmt: skip
     if entry is not None:
         return entry
-    return _make_unusual(
-        encoder, category, action, level, outcome, user_id, tenant_id, resource_type, resource_id,
-        ip_address, correlation_id, metadata, personal, subject_id, occurred_at, event_id,
-    )  # fmt: skip
-
-
-def _make_unusual(
-    encoder: AuditEncoder,
-    category: object,
-    action: object,
-    level: object,
-    outcome: object,
-    user_id: object,
-    tenant_id: object,
-    resource_type: object,
-    resource_id: object,
-    ip_address: object,
-    correlation_id: object,
-    metadata: object,
-    personal: object,
-    subject_id: object,
-    occurred_at: object,
-    event_id: object,
-) -> AuditEntry:
-    """What the encoder did not take: the same event in plain types, or the words for what is wrong."""
+    # The same event in plain types, or the words for what is wrong.
     moment, identity = when_and_id(occurred_at, event_id)
     entry = encoder.entry(
         None,

@@ -21,7 +21,7 @@ from dotmac.platform.audit_trail.models import AuditCategory
 from dotmac.platform.audit_trail.patterns import BUILT_IN, SECRETS, Pattern, own_pattern
 from dotmac.platform.errors import InvalidArgument, InvalidEvent
 
-__all__ = ["NOTE", "SECRET_KEYS", "CompiledRules", "RedactionRule", "Redactor", "rules_from_json"]
+__all__ = ["NOTE", "SECRET_KEYS", "RedactionRule", "Redactor", "rules_from_json"]
 
 NOTE = "_redacted"
 PERSONAL = "personal"

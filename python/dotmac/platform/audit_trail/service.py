@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dotmac.platform import _semconv
+from dotmac.platform._closing import AsyncClosing
 from dotmac.platform.audit_trail.arguments import check_count, check_seconds, check_threshold
 from dotmac.platform.audit_trail.database import Settings, SpoolSettings, last_try, meaning
 from dotmac.platform.audit_trail.spool import spool_path
@@ -17,7 +18,6 @@ from dotmac.platform.observability.tracing import span
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from types import TracebackType
 
     import asyncpg
 
@@ -61,7 +61,7 @@ os.register_at_fork(after_in_child=_forked)
 _LEFT_TO_THE_PARENT: list[object] = []
 
 
-class Service:
+class Service(AsyncClosing):
     """Settings, life and connections of an `AuditAggregator`, which tells what the arguments mean."""
 
     def __init__(
@@ -109,14 +109,6 @@ class Service:
         self._process: Process | None = None
 
     # --- life
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Store what is on its way, then close all connections of this process.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
+from dotmac.platform._closing import Closing
 from dotmac.platform.connection.clients import target_from_client
 from dotmac.platform.connection.engine import Link
 from dotmac.platform.distributed_locks import administration
@@ -30,7 +31,6 @@ from dotmac.platform.observability.unified_logging import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import TracebackType
 
     from dotmac.platform.distributed_locks.config import DistributedLockConfig
     from dotmac.platform.distributed_locks.decorator import Decorator
@@ -63,7 +63,7 @@ class LockArguments(TryArguments, total=False):
     blocking_timeout: float | None
 
 
-class DistributedLockManager:
+class DistributedLockManager(Closing):
     """Locks on one server, or on a cluster.
 
     Opens nothing until it is used, so it may be made at import time, and works in every event loop,
@@ -439,22 +439,6 @@ class DistributedLockManager:
     def close(self) -> None:
         """`aclose` for threads without an event loop."""
         self._link.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _optional(seconds: float | None, field: str) -> float | None:

@@ -13,6 +13,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from dotmac.platform._closing import Closing
 from dotmac.platform.connection import background
 from dotmac.platform.distributed_locks.arguments import (
     check_name,
@@ -273,7 +274,7 @@ class QuorumLock(Scoped[QuorumHolding]):
         _log.warning("release not confirmed", lock=self.name, result=str(problem))
 
 
-class QuorumLockManager:
+class QuorumLockManager(Closing):
     """Locks on a majority of independent servers.
 
     Opens nothing until it is used, and works in every event loop, thread and forked child from then on.
@@ -410,22 +411,6 @@ class QuorumLockManager:
         self._closed = True
         for manager in self.servers.managers:
             manager.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 async def _on_background(work: Any) -> None:

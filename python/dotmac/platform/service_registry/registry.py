@@ -8,9 +8,10 @@ import os
 import secrets
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from dotmac.platform import _native, _semconv
+from dotmac.platform._closing import AsyncClosing
 from dotmac.platform.connection.clients import target_from_client
 from dotmac.platform.connection.engine import Link, failure
 from dotmac.platform.errors import DotmacError, EngineClosed, InstanceConflict
@@ -26,7 +27,6 @@ from dotmac.platform.service_registry.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
 
     from dotmac.platform.service_registry.config import ServiceRegistryConfig
 
@@ -37,7 +37,7 @@ _PAGE = 500
 _everyone: weakref.WeakSet[ServiceRegistry] = weakref.WeakSet()
 
 
-class ServiceRegistry:
+class ServiceRegistry(AsyncClosing):
     """Instances of services on one server.
 
     Opens nothing until it is used, so it may be made at import time, and works in every event loop, thread
@@ -404,14 +404,6 @@ class ServiceRegistry:
         if monitor is not None:
             monitor.abandon()
         self._link.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     # ---- inside
 
