@@ -9,7 +9,6 @@ what is still held. Only libraries that renew take part, each on a server of its
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -24,7 +23,7 @@ from peers import (
     chosen,
     report_missing,
 )
-from stand import Server, Worker, arguments, load, save, table
+from stand import Server, Worker, arguments, load, save, start, table
 
 PEERS = (Dotmac, DotmacSync, Aioredlock, RedisFifoLock, PythonRedisLock)
 WAYS = ("time.sleep", "Python loop", "C call under the GIL")
@@ -69,7 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], int(sys.argv[3]))
-    else:
-        main()
+    start(main, work)

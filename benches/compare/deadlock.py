@@ -11,13 +11,12 @@ told beside it. Libraries that don't detect deadlocks either end with both lease
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import holder
 from peers import BY_NAME, Aioredlock, Dotmac, RedisFifoLock, RedisPy, chosen, report_missing
-from stand import Server, Worker, arguments, hear, load, median, save, say, share, table, why
+from stand import Server, Worker, arguments, hear, load, median, save, say, share, start, table, why
 
 if TYPE_CHECKING:
     from peers import AsyncPeer
@@ -158,7 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], int(sys.argv[3]))
-    else:
-        main()
+    start(main, work)

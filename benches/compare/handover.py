@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import sys
 import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from peers import ASYNC, BY_NAME, PythonRedisLock, chosen, report_missing
-from stand import Server, Worker, arguments, cpu_of, hear, load, median, save, say, share, table, why
+from stand import Server, Worker, arguments, cpu_of, hear, load, median, save, say, share, start, table, why
 
 if TYPE_CHECKING:
     from peers import AsyncPeer, SyncPeer
@@ -232,7 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], int(sys.argv[3]))
-    else:
-        main()
+    start(main, work)

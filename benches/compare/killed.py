@@ -10,13 +10,12 @@ each. Without a queue nobody is ahead. Then the same with waiters whose leases a
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 from holder import work
 from peers import BY_NAME, Aioredlock, Dotmac, PythonRedisLock, RedisFifoLock, chosen, report_missing
-from stand import Server, Worker, arguments, load, median, save, table
+from stand import Server, Worker, arguments, load, median, save, start, table
 
 PEERS = (Dotmac, RedisFifoLock, Aioredlock, PythonRedisLock)
 QUEUES = ("dotmac", "redis-fifo-lock")
@@ -100,7 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], int(sys.argv[3]))
-    else:
-        main()
+    start(main, work)

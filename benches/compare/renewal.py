@@ -9,12 +9,11 @@ hold one after the other, each on a server of its own.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from holder import work
 from peers import BY_NAME, Aioredlock, Dotmac, PythonRedisLock, RedisFifoLock, chosen, report_missing
-from stand import Server, Worker, arguments, cpu_of, load, median, save, table
+from stand import Server, Worker, arguments, cpu_of, load, median, save, start, table
 
 PEERS = (Dotmac, Aioredlock, RedisFifoLock, PythonRedisLock)
 LOCKS = 10_000
@@ -83,7 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--work"]:
-        work(sys.argv[2], int(sys.argv[3]))
-    else:
-        main()
+    start(main, work)

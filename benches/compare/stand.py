@@ -23,7 +23,7 @@ import redis
 from dotmac.platform.connection.embedded import EmbeddedValkey
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 PACKAGES = (
     "dotmac-platform",
@@ -166,6 +166,14 @@ class Worker:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+
+
+def start(main: Callable[[], object], work: Callable[[str, int], object]) -> None:
+    """A part's main, or where `Worker` has started it, its work: a peer's name and the server's port."""
+    if sys.argv[1:2] == ["--work"]:
+        work(sys.argv[2], int(sys.argv[3]))
+    else:
+        main()
 
 
 def say(message: Any) -> None:

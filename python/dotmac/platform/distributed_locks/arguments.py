@@ -12,7 +12,15 @@ from dotmac.platform.errors import InvalidArgument
 if TYPE_CHECKING:
     from dotmac.platform.distributed_locks.terms import Victim
 
-__all__ = ["LONGEST_NAME", "check_name", "check_on_lost", "check_patience", "check_release", "check_timeout"]
+__all__ = [
+    "LONGEST_NAME",
+    "check_name",
+    "check_on_lost",
+    "check_patience",
+    "check_release",
+    "check_timeout",
+    "patience_of",
+]
 
 LONGEST_NAME = 1024
 HIGHEST_PRIORITY = 4_999
@@ -70,6 +78,15 @@ def check_patience(blocking_timeout: Any, field: str = "blocking_timeout") -> fl
         blocking_timeout,
         "it must be a finite number of seconds, 0 or more, or None to wait without limit",
     )
+
+
+def patience_of(blocking: bool, blocking_timeout: float | None, usual: float | None) -> float | None:
+    """How long this one call waits, in seconds: 0 unless `blocking`, else what it says, else the `usual`."""
+    if blocking:
+        return usual if blocking_timeout is None else check_patience(blocking_timeout)
+    if blocking_timeout is not None:
+        raise InvalidArgument("blocking_timeout", blocking_timeout, "leave it out when blocking is False")
+    return 0.0
 
 
 def check_priority(priority: Any) -> int:

@@ -29,6 +29,7 @@ from dotmac.platform.distributed_locks.arguments import (
     check_priority,
     check_release,
     check_timeout,
+    patience_of,
 )
 from dotmac.platform.distributed_locks.callers import asker, here
 from dotmac.platform.distributed_locks.holding import Holding, LostSignal, current_task, task_in
@@ -192,7 +193,7 @@ class DistributedLock(Scoped[Holding]):
             DeadlockDetected: waiting would have closed a cycle; also when this task holds it already.
             ServerUnavailable, RequestTimeout, AuthenticationFailed, ServerRefused: the server's side failed.
         """
-        patience = self._wait_for(blocking, blocking_timeout)
+        patience = patience_of(blocking, blocking_timeout, self._terms.patience)
         side = await self._terms.link.side()
         try:
             with tracing.span(_semconv.SPAN_LOCK_ACQUIRE) as span:
@@ -267,7 +268,7 @@ class DistributedLock(Scoped[Holding]):
     def acquire_sync(self, *, blocking: bool = True, blocking_timeout: float | None = None) -> bool:
         """`acquire` for threads without an event loop."""
         try:
-            self._acquire_sync(self._wait_for(blocking, blocking_timeout))
+            self._acquire_sync(patience_of(blocking, blocking_timeout, self._terms.patience))
         except LockTimeout:
             return False
         return True
@@ -322,15 +323,6 @@ class DistributedLock(Scoped[Holding]):
         return self._offered(held, self._terms.link.engine().offer(held.lease, length))
 
     # ---- inside
-
-    def _wait_for(self, blocking: bool, blocking_timeout: float | None) -> float | None:
-        if not blocking:
-            if blocking_timeout is not None:
-                raise InvalidArgument(
-                    "blocking_timeout", blocking_timeout, "leave it out when blocking is False"
-                )
-            return 0.0
-        return self._terms.patience if blocking_timeout is None else check_patience(blocking_timeout)
 
     def _ask(
         self,

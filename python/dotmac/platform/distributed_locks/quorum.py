@@ -20,6 +20,7 @@ from dotmac.platform.distributed_locks.arguments import (
     check_on_lost,
     check_patience,
     check_timeout,
+    patience_of,
 )
 from dotmac.platform.distributed_locks.decorator import locked
 from dotmac.platform.distributed_locks.holding import LostSignal
@@ -123,7 +124,7 @@ class QuorumLock(Scoped[QuorumHolding]):
         Raises: ServerUnavailable: too few servers answer. DeadlockDetected: this task holds it already.
         """
         try:
-            await self._acquire(self._wait_for(blocking, blocking_timeout))
+            await self._acquire(patience_of(blocking, blocking_timeout, self._patience))
         except LockTimeout:
             return False
         return True
@@ -171,7 +172,7 @@ class QuorumLock(Scoped[QuorumHolding]):
     def acquire_sync(self, *, blocking: bool = True, blocking_timeout: float | None = None) -> bool:
         """`acquire` for threads without an event loop."""
         try:
-            self._acquire_sync(self._wait_for(blocking, blocking_timeout))
+            self._acquire_sync(patience_of(blocking, blocking_timeout, self._patience))
         except LockTimeout:
             return False
         return True
@@ -202,15 +203,6 @@ class QuorumLock(Scoped[QuorumHolding]):
             self._unconfirmed(problem, error)
 
     # ---- inside
-
-    def _wait_for(self, blocking: bool, blocking_timeout: float | None) -> float | None:
-        if not blocking:
-            if blocking_timeout is not None:
-                raise InvalidArgument(
-                    "blocking_timeout", blocking_timeout, "leave it out when blocking is False"
-                )
-            return 0.0
-        return self._patience if blocking_timeout is None else check_patience(blocking_timeout)
 
     async def _acquire(self, patience: float | None) -> QuorumHolding:
         scope = self._first_asking()

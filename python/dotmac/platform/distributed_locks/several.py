@@ -6,7 +6,7 @@ import time
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Self
 
-from dotmac.platform.distributed_locks.arguments import check_patience
+from dotmac.platform.distributed_locks.arguments import patience_of
 from dotmac.platform.errors import InvalidArgument, LockNotOwned
 
 if TYPE_CHECKING:
@@ -160,13 +160,7 @@ class SeveralLocks:
 
     def _left(self, blocking: bool, blocking_timeout: float | None) -> Callable[[], float | None]:
         """What is left of the time for all, each time it is asked."""
-        patience = self._patience if blocking_timeout is None else check_patience(blocking_timeout)
-        if not blocking:
-            if blocking_timeout is not None:
-                raise InvalidArgument(
-                    "blocking_timeout", blocking_timeout, "leave it out when blocking is False"
-                )
-            patience = 0.0
+        patience = patience_of(blocking, blocking_timeout, self._patience)
         if patience is None:
             return lambda: None
         end = time.monotonic() + patience
