@@ -254,12 +254,16 @@ class Run:
             case "answer cut":
                 proxy.cut_reply_to(b"EVALSHA")
                 await asyncio.to_thread(proxy.cut.wait, 2)
+                proxy.disarm()
             case "answer halved":
                 proxy.halve_answer(fault.amount)
-                await asyncio.sleep(fault.amount + 1)
+                await asyncio.sleep(1)
+                proxy.disarm()
+                await asyncio.sleep(fault.amount)
             case "answer half cut":
                 proxy.halve_answer(5)
                 await asyncio.sleep(1)
+                proxy.disarm()
                 proxy.drop()
             case "stalled":
                 proxy.stall()

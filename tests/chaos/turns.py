@@ -119,11 +119,19 @@ def _overtaken(history: History, verdict: Verdict, first: Attempt, second: Attem
     verdict.counts["places in queues compared"] += 1
     if lost:
         verdict.counts["places in queues compared over lost data"] += 1
-    if first.fence is None and first.lost is not None:
-        return False  # one of several, which it held while it waited for the others
+    if first.fence is None and _may_have_held(first, second.held):
+        return False
     if first.fence is None:
         return over > second.held + SETTLED
     return fence_of(first) > fence_of(second)
+
+
+def _may_have_held(attempt: Attempt, until: int) -> bool:
+    """One of several that are asked for together is held while the others are waited for, and nobody is told
+    of that if these can't be had."""
+    return attempt.lost is not None or (
+        attempt.of > 1 and attempt.fixed and attempt.asked + attempt.timeout <= until
+    )
 
 
 def _clearly_first(first: Attempt, second: Attempt) -> bool:

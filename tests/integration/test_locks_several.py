@@ -116,6 +116,33 @@ async def test_none_where_one_is_held(
     assert partition.empty()
 
 
+@pytest.mark.parametrize("how", ["by hand", "by hand in a thread", "in a thread"])
+async def test_one_that_ends_while_the_others_are_waited_for(
+    locks: DistributedLockManager, owner: Owners, partition: Partition, how: str
+) -> None:
+    holder = owner()
+    assert await holder.acquire("acquire_lock", "b")
+    several = locks.acquire_locks(["a", "b"], 0.3, auto_renewal=False)
+
+    def in_a_thread() -> None:
+        with several:
+            pytest.fail("one of them is no longer held")
+
+    wait = {
+        "by hand": several.acquire,
+        "by hand in a thread": lambda: asyncio.to_thread(several.acquire_sync),
+        "in a thread": lambda: asyncio.to_thread(in_a_thread),
+    }[how]
+    waiting = asyncio.ensure_future(wait())
+    await until(lambda: partition.queued() == 1)
+    await asyncio.sleep(0.5)
+    await holder.release("b")
+    with pytest.raises(LockLost, match="'a'"):
+        await waiting
+    assert not several.locks
+    await until(partition.empty)
+
+
 async def test_the_time_is_for_all_together(
     locks: DistributedLockManager, owner: Owners, partition: Partition
 ) -> None:

@@ -71,6 +71,10 @@ class Proxy:
         """The next bytes from the server arrive half at first, and the rest after `pause` seconds."""
         self._halved = pause
 
+    def disarm(self) -> None:
+        """What was to happen to the next answer and has not happened yet won't."""
+        self._marker = self._halved = None
+
     def drop(self) -> None:
         """Closes every connection."""
         self._loop.call_soon_threadsafe(self._close_all)

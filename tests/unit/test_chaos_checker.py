@@ -217,13 +217,19 @@ def test_a_higher_priority_goes_first() -> None:
     assert rules(history) == [], "it may have been granted before, and not have heard of it"
 
 
-@pytest.mark.parametrize("why", ["asked together", "kept away", "only tried", "asked in turn", "handed on"])
+@pytest.mark.parametrize(
+    "why", ["asked together", "kept away", "only tried", "asked in turn", "handed on", "had it before"]
+)
 def test_who_may_go_first(why: str) -> None:
     history = overtaken()
     if why == "asked in turn":
         history.attempts[1].place = 1
     elif why == "handed on":
         history.attempts[1].adopted = True
+    elif why == "had it before":
+        history.attempts[1] = attempt(
+            "01", 1.0, how="timeout", ended=at(7), of=3, fixed=True, timeout=2 * SECOND
+        )
     elif why == "asked together":
         history.attempts[1].asked = history.attempts[2].asked - SECOND // 2
     elif why == "kept away":

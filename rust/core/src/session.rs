@@ -28,8 +28,8 @@ pub struct Session {
     pub compare: bool,
     /// Epoch of the partition's data.
     pub epoch: Option<String>,
-    /// The last fencing token that the partition was heard to have given out, in any epoch.
-    pub last_fence: u64,
+    /// The last number, fencing token or rank, that the partition was heard to have given out, in any epoch.
+    pub last_number: u64,
     /// Revocations received and not yet acknowledged, word for word.
     pub acknowledge: String,
     /// Stamp of the last heartbeat that was answered.
@@ -53,7 +53,7 @@ impl Session {
             known: false,
             compare: false,
             epoch: None,
-            last_fence: 0,
+            last_number: 0,
             acknowledge: String::new(),
             clock: Arc::default(),
             last_sent: 0,

@@ -51,7 +51,7 @@ fn alive(epoch: &str, revoked: &str, accepted: Vec<u64>) -> HeartbeatReply {
         accepted,
         due: None,
         taking_back: false,
-        last_fence: 0,
+        last_number: 0,
     }
 }
 

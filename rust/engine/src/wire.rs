@@ -176,7 +176,7 @@ pub fn heartbeat_reply(value: &Value) -> Result<Option<HeartbeatReply>, String> 
                 revoked,
                 due,
                 taking_back,
-                last_fence,
+                last_number,
                 accepted @ ..,
             ],
         ) => Ok(Some(HeartbeatReply::Alive {
@@ -185,7 +185,7 @@ pub fn heartbeat_reply(value: &Value) -> Result<Option<HeartbeatReply>, String> 
             accepted: numbers(accepted),
             due: due.int().filter(|due| *due >= 0).map(millis),
             taking_back: taking_back.int() == Some(1),
-            last_fence: last_fence.int().map_or(0, i64::unsigned_abs),
+            last_number: last_number.int().map_or(0, i64::unsigned_abs),
         })),
         (Some(0), _) => Ok(Some(HeartbeatReply::Gone)),
         (Some(-3), _) => Ok(None),

@@ -70,16 +70,20 @@ class SeveralLocks:
         """Acquires all of them, or none.
 
         Args, Returns, Raises: as `DistributedLock.acquire`; the time is for all of them together.
+
+        Raises: LockLost: one had ended by the time that the last was had; the others are given back.
         """
         left = self._left(blocking, blocking_timeout)
         self._not_yet()
         async with AsyncExitStack() as stack:
+            stack.callback(self._forget_failed)
             for name in self.names:
                 lock = self._make(name, left())
                 if not await lock.acquire():
                     return False
                 stack.push_async_callback(lock.release)
                 self._locks[name] = lock
+            self._still_held()
             self._stack = stack.pop_all()
         return True
 
@@ -103,6 +107,7 @@ class SeveralLocks:
             stack.callback(self._forget_failed)
             for name in self.names:
                 self._locks[name] = await stack.enter_async_context(self._make(name, left()))
+            self._still_held()
             self._stack = stack.pop_all()
         return self
 
@@ -119,12 +124,14 @@ class SeveralLocks:
         left = self._left(blocking, blocking_timeout)
         self._not_yet()
         with ExitStack() as stack:
+            stack.callback(self._forget_failed)
             for name in self.names:
                 lock = self._make(name, left())
                 if not lock.acquire_sync():
                     return False
                 stack.callback(lock.release_sync)
                 self._locks[name] = lock
+            self._still_held()
             self._stack = stack.pop_all()
         return True
 
@@ -145,6 +152,7 @@ class SeveralLocks:
             stack.callback(self._forget_failed)
             for name in self.names:
                 self._locks[name] = stack.enter_context(self._make(name, left()))
+            self._still_held()
             self._stack = stack.pop_all()
         return self
 
@@ -172,6 +180,14 @@ class SeveralLocks:
                 f"the locks {', '.join(map(repr, self.names))} are held already; make an object per holder"
             )
         self._locks.clear()
+
+    def _still_held(self) -> None:
+        """The lease of one may have ended while the others were waited for.
+
+        Raises: LockLost: it has.
+        """
+        for lock in self._locks.values():
+            _ = lock.fencing_token
 
     def _take(self) -> AsyncExitStack | ExitStack:
         stack, self._stack = self._stack, None

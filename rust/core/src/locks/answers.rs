@@ -326,13 +326,13 @@ impl Client {
             accepted,
             due,
             taking_back,
-            last_fence,
+            last_number,
         } = reply
         else {
             self.session_gone(now);
             return;
         };
-        self.session.last_fence = self.session.last_fence.max(last_fence);
+        self.session.last_number = self.session.last_number.max(last_number);
         let lost_data = self
             .session
             .epoch

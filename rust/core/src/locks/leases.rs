@@ -34,7 +34,7 @@ impl Client {
 
     /// Puts a lease into every index.
     pub(super) fn keep(&mut self, now: Micros, lease: &Arc<Lease>) {
-        self.session.last_fence = self.session.last_fence.max(lease.fence);
+        self.session.last_number = self.session.last_number.max(lease.fence);
         self.by_fence.insert(lease.fence, lease.id);
         self.leases.insert(lease.id, lease.clone());
         *self.owners.entry(lease.ask.owner.clone()).or_default() += 1;

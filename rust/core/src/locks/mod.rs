@@ -488,7 +488,7 @@ impl Client {
             sid: self.sid.to_string(),
             knew: (self.session.epoch.clone())
                 .filter(|_| mode == Mode::Open)
-                .map(|epoch| (epoch, self.session.last_fence)),
+                .map(|epoch| (epoch, self.session.last_number)),
             gen_: self.session.gen_,
             stamp: now,
             longest: self.session.longest(),

@@ -167,8 +167,8 @@ pub enum HeartbeatReply {
         due: Option<Micros>,
         /// Leases that the server has lost can be taken back.
         taking_back: bool,
-        /// The last fencing token that was given out.
-        last_fence: u64,
+        /// The last number, fencing token or rank, that was given out.
+        last_number: u64,
     },
     /// The server does not know the session.
     Gone,

@@ -324,7 +324,7 @@ impl State {
             .collect();
         let mode = match (heartbeat.mode, &heartbeat.knew) {
             (Mode::Open, None) => String::from("n"),
-            (Mode::Open, Some((epoch, last_fence))) => format!("k{epoch} {last_fence}"),
+            (Mode::Open, Some((epoch, last_number))) => format!("k{epoch} {last_number}"),
             (Mode::Resume, _) => String::from("r"),
             (Mode::Keep, _) => String::from("h"),
         };

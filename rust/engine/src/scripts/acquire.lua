@@ -104,7 +104,7 @@ else
   if rank == '' then
     rank = next_rank(KEYS[5], priority)
   else
-    ranks_above(KEYS[5], rank)
+    numbers_above(KEYS[5], tonumber(rank:sub(5)) or 0)
   end
   redis.call('ZADD', KEYS[3], 0, name .. '\0' .. rank .. '\0' .. request)
 end

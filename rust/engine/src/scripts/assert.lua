@@ -43,5 +43,5 @@ for i = 3, #ARGV - 9, 9 do
     end
   end
 end
-if highest > 0 then tokens_above(KEYS[5], highest) end
+if highest > 0 then numbers_above(KEYS[5], highest) end
 return reply

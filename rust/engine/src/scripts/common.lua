@@ -10,7 +10,7 @@
 --                     "o"owner -> requests, a blank between them
 --   5 meta      hash  l logical clock, w wall clock, e epoch, f fence counter, t counter of ranks, c sweep cursor,
 --                     p start of the sweep, z end of the grace, b its birth, y end of the time in which leases are taken back,
---                     a highest fence that was taken back, i identity of the server
+--                     a numbers of the lost data end below that, i identity of the server
 --   6 expiry    zset  sid -> logical time at which its last lease ends, far above that once it is dead; "!"lock, where somebody waits -> when its
 --                     lease will have ended if it is not renewed
 -- Times are milliseconds. Owners are separated by \1: who asks, then who awaits that one, and so on. Modes: "x" for one
@@ -55,40 +55,31 @@ local function judge(meta, store)
   return l
 end
 
--- Strictly increasing, also over a server that lost its data: a new counter starts from the server's clock. Nothing is
--- granted in a grace, so the counter stays unseeded and no fast path grants anything either.
-local function next_fence(meta)
-  local f = redis.call('HINCRBY', meta, 'f', 1)
-  if f < SEEDED then
-    f = math.max(micros(), (tonumber(redis.call('HGET', meta, 'a')) or 0) + 1)
-    redis.call('HSET', meta, 'f', text(f))
+-- Strictly increasing, also over a server that lost its data: a new counter starts from the server's clock.
+local function next_number(meta, counter)
+  local n = redis.call('HINCRBY', meta, counter, 1)
+  if n < SEEDED then
+    n = math.max(micros(), (tonumber(redis.call('HGET', meta, 'a')) or 0) + 1)
+    redis.call('HSET', meta, counter, text(n))
   end
-  return f
+  return n
 end
 
--- Whatever the clock says, tokens that are given out from here on are above that number.
-local function tokens_above(meta, number)
-  local m = redis.call('HMGET', meta, 'a', 'f')
-  local f = tonumber(m[2]) or 0
+-- Nothing is granted in a grace, so this counter stays unseeded and no fast path grants anything either.
+local function next_fence(meta) return next_number(meta, 'f') end
+
+local function next_rank(meta, priority) return priority .. text(next_number(meta, 't')) end
+
+-- Whatever the clock says, tokens and ranks that are given out from here on are above that number, which is from before
+-- the data was lost.
+local function numbers_above(meta, number)
+  local m = redis.call('HMGET', meta, 'a', 'f', 't')
   if number > (tonumber(m[1]) or 0) then redis.call('HSET', meta, 'a', text(number)) end
   -- A counter that was seeded before.
-  if f >= SEEDED and f < number then redis.call('HSET', meta, 'f', text(number)) end
-end
-
-local function next_rank(meta, priority)
-  local n = redis.call('HINCRBY', meta, 't', 1)
-  if n < SEEDED then
-    n = micros()
-    redis.call('HSET', meta, 't', text(n))
+  for i, counter in ipairs({'f', 't'}) do
+    local n = tonumber(m[i + 1]) or 0
+    if n >= SEEDED and n < number then redis.call('HSET', meta, counter, text(number)) end
   end
-  return priority .. text(n)
-end
-
--- Whoever comes from here on stands behind that place, which is from before the data was lost.
-local function ranks_above(meta, rank)
-  local t = tonumber(redis.call('HGET', meta, 't')) or 0
-  if t < SEEDED then t = micros() end
-  redis.call('HSET', meta, 't', text(math.max(t, tonumber(rank:sub(5)) or 0)))
 end
 
 local function seen_of(sid)

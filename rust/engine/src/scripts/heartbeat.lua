@@ -1,17 +1,17 @@
 -- ARGV 1 sid 2 gen 3 stamp 4 longest lease ms
---      5 mode: "n" open a new session, "k"epoch fence the same by one who knew that life of the data, and which token it had
---        given out last, "r" resume one, "h" keep it
+--      5 mode: "n" open a new session, "k"epoch number the same by one who knew that life of the data, and which token or
+--        rank it had given out last, "r" resume one, "h" keep it
 --      6 who it is (JSON, where opened) 7 revocations acknowledged, as they were sent
 --      8 which process serves, where opened or resumed 9.. pairs lock, fence that are claimed; last: prefix of the inbox channels
 -- Replies {1, epoch, stamp, revocations, ms until something comes due or -1, 1 where leases can be taken back,
---          the last token given out, accepted fences...}; {0, epoch} no such session; {-3} older generation
+--          the last token or rank given out, accepted fences...}; {0, epoch} no such session; {-3} older generation
 local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH, DEAD = 3000, 700, 5, 10000, 50, 1000000000000000
--- Tokens that may have been given out since somebody was told of the last one.
+-- Numbers that may have been given out since somebody was told of the last one.
 local UNHEARD = 1000000
 local sid, gen, stamp, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]:sub(1, 1)
 local now = judge(KEYS[5], true)
-local m = redis.call('HMGET', KEYS[5], 'e', 'i', 'y', 'b', 'f')
-local epoch, taking_back, last = m[1], tonumber(m[3]) or 0, tonumber(m[5]) or 0
+local m = redis.call('HMGET', KEYS[5], 'e', 'i', 'y', 'b', 'f', 't')
+local epoch, taking_back, numbers = m[1], tonumber(m[3]) or 0, {f = tonumber(m[5]) or 0, t = tonumber(m[6]) or 0}
 local knew, told = ARGV[5]:match('^k(%d+) (%d+)$')
 told = tonumber(told) or 0
 
@@ -31,7 +31,7 @@ if not epoch then
   elseif (tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(%-?%d+)')) or 0) < YOUNG then
     wait_until(now + SHORT_GRACE)
   end
-elseif mode == 'k' and knew ~= epoch and last < SEEDED then
+elseif mode == 'k' and knew ~= epoch and numbers.f < SEEDED then
   local ends = (tonumber(m[4]) or 0) + GRACE
   if ends > now then wait_until(ends) end
 end
@@ -39,13 +39,15 @@ if ARGV[8] ~= '' and m[1] and m[2] ~= ARGV[8] then
   -- Another process serves the same data, perhaps without the last of it: numbers that it gave out are not given again.
   taking_back = now + TAKING_BACK
   redis.call('HSET', KEYS[5], 'i', ARGV[8], 'y', text(taking_back))
-  if last >= SEEDED then
-    last = math.max(micros(), last + UNHEARD)
-    redis.call('HSET', KEYS[5], 'f', text(last))
+  for counter, last in pairs(numbers) do
+    if last >= SEEDED then
+      numbers[counter] = math.max(micros(), last + UNHEARD)
+      redis.call('HSET', KEYS[5], counter, text(numbers[counter]))
+    end
   end
 end
--- The lost data's tokens may be ahead of the clock, which may have been stepped back since they were begun.
-if mode == 'k' and knew ~= epoch and told >= SEEDED then tokens_above(KEYS[5], told + UNHEARD) end
+-- The lost data's numbers may be ahead of the clock, which may have been stepped back since they were begun.
+if mode == 'k' and knew ~= epoch and told >= SEEDED then numbers_above(KEYS[5], told + UNHEARD) end
 
 local s = redis.call('HGET', KEYS[1], sid)
 if s then
@@ -131,4 +133,4 @@ else
   local next_one = redis.call('ZRANGEBYSCORE', KEYS[6], '(' .. text(now), '(' .. text(DEAD), 'WITHSCORES', 'LIMIT', 0, 1)
   if next_one[2] then due = math.ceil(tonumber(next_one[2]) - now) end
 end
-return {1, epoch, text(stamp), taken or '', due, taking_back > now and 1 or 0, last, unpack(accepted)}
+return {1, epoch, text(stamp), taken or '', due, taking_back > now and 1 or 0, math.max(numbers.f, numbers.t), unpack(accepted)}
