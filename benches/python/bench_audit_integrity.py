@@ -107,10 +107,11 @@ async def main(count, turns):
             check, size = await copied(connection)
             other = await peer(min(count, 50_000))
             for _ in range(turns):
-                began = time.perf_counter()
-                report = await audit.verify_integrity()
-                assert (report.ok, report.events) == (True, count), report.findings[:3]
-                note("verify_integrity", count, began)
+                for connections in (1, 2, 3):
+                    began = time.perf_counter()
+                    report = await audit.verify_integrity(connections=connections)
+                    assert (report.ok, report.events) == (True, count), report.findings[:3]
+                    note(f"verify_integrity, {connections} connections", count, began)
                 began = time.perf_counter()
                 note("hashing alone", check(), began)
                 pieces = []
@@ -123,7 +124,7 @@ async def main(count, turns):
             await connection.close()
     print(f"{count:,} events, {size / count:.0f} bytes each in binary; events per second, median of {turns}:")
     for name, found in rates.items():
-        print(f"  {name:18}{statistics.median(found):>12,.0f}")
+        print(f"  {name:34}{statistics.median(found):>12,.0f}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Promises:
 - every proof checks without the database; any change of it is refused;
 - what was anchored elsewhere shows a rollback of everything in the database;
 - verification goes on while others write, tells how far it is, and can be cancelled;
+- several connections that read at once find what one finds, in the same order, and need not all be granted;
 - the tables refuse UPDATE, DELETE and TRUNCATE;
 - what retention dropped is no tampering, if an event of the trail says so; events from before the proofs are
   counted, and none can join them;
@@ -28,12 +29,14 @@ from alembic import command
 
 from dotmac.platform.audit_trail import AuditAggregator, schema
 from dotmac.platform.audit_trail.config import AuditTrailConfig
+from dotmac.platform.audit_trail.database import lone
 from dotmac.platform.audit_trail.integrity import FindingKind, SigningKey, check_proof, checkpoints, drops
 from dotmac.platform.audit_trail.integrity.checkpoints import Signer
 from dotmac.platform.audit_trail.integrity.log import seal
 from dotmac.platform.audit_trail.integrity.verify import verify
 from dotmac.platform.errors import (
     ConfigurationError,
+    InvalidArgument,
     InvalidCheckpoint,
     InvalidProof,
     LogInconsistent,
@@ -419,6 +422,83 @@ async def test_more_events_than_one_stretch_and_large_segments(connection):
     assert (report.events, kinds(report)) == (700, {"no_checkpoint"})
 
 
+@pytest.fixture
+def small_stretches(monkeypatch):
+    """Few events are as many as otherwise a hundred thousand."""
+    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.events._STRETCH_EVENTS", 8)
+    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.verify.MANY_EVENTS", 16)
+
+
+@pytest.mark.usefixtures("small_stretches")
+async def test_several_connections_find_what_one_finds(trail_url, connection, caplog):
+    await sealed(connection, 200)
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("UPDATE audit_events SET action = 'other' WHERE leaf = 0 AND tenant_id = 'a'")
+    await connection.execute("DELETE FROM audit_events WHERE leaf = 0 AND tenant_id = 'b'")
+    await connection.execute(
+        "INSERT INTO audit_events SELECT (jsonb_populate_record(event, jsonb_build_object("
+        "'id', gen_random_uuid(), 'segment', gen_random_uuid()))).* FROM audit_events event WHERE leaf = 0"
+    )
+    opened = []
+
+    def opening():
+        opened.append(1)
+        return lone(asyncpg.connect(trail_url))
+
+    alone = (await checked(connection)).to_dict()
+    assert len(alone["findings"]) > 60
+    for many in (2, 5):
+        opened.clear()
+        found = (await checked(connection, opening=opening, connections=many)).to_dict()
+        assert len(opened) == many - 1
+        for key in ("findings", "counts", "events", "segments", "checkpoints"):
+            assert found[key] == alone[key]
+
+    def refused():
+        return opening() if len(opened) < 2 else lone(asyncpg.connect("postgresql://127.0.0.1:1/none"))
+
+    opened.clear()
+    found = (await checked(connection, opening=refused, connections=5)).to_dict()
+    assert found["findings"] == alone["findings"]
+    assert "3 of 5 connections read the audit trail" in caplog.text
+
+    # Within a transaction of the caller's nobody else sees what it sees.
+    async with connection.transaction():
+        await connection.execute("DELETE FROM audit_events")
+        opened.clear()
+        found = await checked(connection, opening=opening, connections=4)
+        assert (opened, found.events) == ([], 0)
+
+
+@pytest.mark.usefixtures("small_stretches")
+async def test_no_connection_outlives_a_verification(trail_url, connection):
+    await sealed(connection, 200)
+    ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
+    chance = random.Random(8)
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        for wrong in (0, True, 1.5):
+            with pytest.raises(InvalidArgument, match="connections"):
+                await audit.verify_integrity(connections=wrong)
+        with pytest.raises(InvalidArgument, match="leave it out"):
+            await audit.verify_integrity(connection=connection, connections=2)
+        assert (await audit.verify_integrity(connections=3)).events == 200
+        for _ in range(30):
+            task = asyncio.create_task(audit.verify_integrity(connections=3))
+            await asyncio.sleep(chance.uniform(0, 0.06))
+            task.cancel()
+            await asyncio.wait([task])
+
+        def refuse(progress):
+            if progress.stage == "events" and progress.done:
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await audit.verify_integrity(connections=3, progress=refuse)
+    async with asyncio.timeout(10):
+        while await connection.fetchval(ours, connection.get_server_pid()):
+            await asyncio.sleep(0.05)
+
+
 async def test_anchors_show_a_rollback_of_everything(trail_url, connection, tmp_path):
     anchor = (tmp_path / "checkpoints").as_uri()
     config = AuditTrailConfig(postgres_url=trail_url, origin="example.com/audit", anchors=anchor)
@@ -743,7 +823,9 @@ async def test_the_librarys_own_writers_verify(trail_url, connection):
     assert (await checked(connection)).findings == []
 
 
-async def test_verification_goes_on_while_others_write(trail_url):
+async def test_verification_goes_on_while_others_write(trail_url, monkeypatch):
+    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.events._STRETCH_EVENTS", 1_000)
+    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.verify.MANY_EVENTS", 1_000)
     async with AuditAggregator(trail_url, signing_key=KEY, sealing=True) as audit:
         stop = asyncio.Event()
 

@@ -203,6 +203,22 @@ async def test_an_offer_that_ran_out_is_free_for_all(locks: DistributedLockManag
     await other.release("a")
 
 
+async def test_an_offer_that_nobody_takes_up_leaves_nothing_behind(
+    locks: DistributedLockManager, owner: Owners, partition: Partition
+) -> None:
+    """Whatever else the lock was looked at for meanwhile, whose end came first."""
+    beside, writer = owner(), owner()
+    lock = locks.read_lock("a")
+    await lock.acquire()
+    assert await beside.acquire("read_lock", "a", 0.5)
+    await lock.offer(2.0)
+    assert not await writer.acquire("write_lock", "a", blocking_timeout=0.1)
+    await asyncio.sleep(1.0)
+    await beside.release("a")
+    assert partition.held() == 2, "the lock, and who has offered it"
+    await until(partition.empty)
+
+
 @pytest.mark.parametrize(
     ("make", "more", "beside"),
     [("read_lock", (), "read_lock"), ("semaphore", (2,), "semaphore")],

@@ -52,6 +52,10 @@ def verify(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 for notices, too.")] = False,
     max_findings: Annotated[int, typer.Option(help="Findings of a kind that are listed.")] = 1_000,
+    connections: Annotated[
+        int | None,
+        typer.Option(help="So many read a large trail at once; default: one per processor, 2 to 4."),
+    ] = None,
     url: Url = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,6 +80,7 @@ def verify(
                     anchors=anchor,
                     progress=bar.update,
                     max_findings=max_findings,
+                    connections=connections,
                 )
 
     report = asyncio.run(work())

@@ -221,11 +221,11 @@ local function revoke(h, reason)
   tell(sid, fence, reason)
 end
 
--- Takes away what has ended; what stands under the name then, whether anything was taken, and the milliseconds until
--- the first of the others ends, unless it is renewed.
+-- Takes away what has ended; what stands under the name then, whether anything was taken, the milliseconds until the
+-- first of the others ends, unless it is renewed, and whether one of them is offered, which nobody's session looks after.
 local function prune(name, h, now)
   local records, fields = holders(name, h)
-  local taken, rest = false, math.huge
+  local taken, rest, offered = false, math.huge, false
   for i, rec in ipairs(records) do
     local its = left(rec, now)
     if its <= 0 then
@@ -234,9 +234,10 @@ local function prune(name, h, now)
       taken = true
     else
       rest = math.min(rest, its)
+      offered = offered or select(6, parse(rec)) == 'offered'
     end
   end
-  return h, taken, rest == math.huge and 0 or rest
+  return h, taken, rest == math.huge and 0 or rest, offered
 end
 
 local function waiter(w)

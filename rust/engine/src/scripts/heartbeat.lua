@@ -88,13 +88,13 @@ for _, member in ipairs(members) do
   else
     local name = member:sub(2)
     redis.call('ZREM', KEYS[6], member)
-    local h, taken, rest = prune(name, redis.call('HGET', KEYS[2], name), now)
+    local h, taken, rest, offered = prune(name, redis.call('HGET', KEYS[2], name), now)
     if taken or not h or nobody(h) then
       if taken and not h and grace_ends <= now then h = call_waiters(name, now) end
       serve(name, h, now)
       -- Those who still hold it are looked after as before.
       if rest > 0 then look_after(name, math.max(now + rest, grace_ends)) end
-    elseif waited_for(h) then
+    elseif waited_for(h) or offered then
       look_after(name, math.max(now + rest, grace_ends))
     end
   end

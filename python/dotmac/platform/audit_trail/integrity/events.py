@@ -2,11 +2,14 @@
 
 Segments are taken in the order of their ids, a few thousand at a time, each time with every event that says
 to be in one of that stretch. The stretches leave no gap, so an event with an invented segment is seen, too.
+Several are read at once, and judged in their order.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,18 +18,21 @@ from dotmac.platform.audit_trail.ids import from_micros, micros
 from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     import asyncpg
 
+    from dotmac.platform.audit_trail.integrity.readers import Readers
     from dotmac.platform.audit_trail.integrity.verify import Scope
 
     Connection = asyncpg.Connection[asyncpg.Record]
 
-__all__ = ["check_events", "check_uncovered", "copy_events"]
+__all__ = ["MANY_EVENTS", "check_events", "check_uncovered", "copy_events", "count_events"]
 
 _BLOCK = 20_000
-_CHUNK_EVENTS = 100_000
+_STRETCH_EVENTS = 50_000
+# For fewer, another connection is not worth its opening.
+MANY_EVENTS = 2 * _STRETCH_EVENTS
 _PIECE = 1 << 18
 _FIRST = UUID(int=0)
 _LAST = UUID(int=(1 << 128) - 1)
@@ -46,45 +52,85 @@ _TEXTS = {
 }
 
 
-async def check_events(connection: Connection, scope: Scope) -> None:
-    """Check every event of the segments in scope."""
-    report = scope.report
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Segments without a gap, and the first and last id that count as theirs."""
+
+    segments: Sequence[asyncpg.Record]
+    low: UUID
+    high: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What the events of a stretch are, against its segments."""
+
+    stretch: _Stretch
+    findings: Sequence[tuple[str, bytes, int | None, bytes | None, str, str]]
+    untold: int
+    strangers: Sequence[tuple[bytes, int, bytes]]
+    events: int
+
+
+async def count_events(connection: Connection, scope: Scope) -> int:
+    """How many events the segments in scope say to have."""
     where, values = scope.segments()
-    total = await connection.fetchval(
+    found: int = await connection.fetchval(
         f"SELECT coalesce(sum(size), 0)::bigint FROM audit_segments s WHERE {where}",  # noqa: S608 (conditions of ours)
         *values,
     )
+    return found
+
+
+async def check_events(readers: Readers, scope: Scope, total: int) -> None:
+    """Check every event of the segments in scope; `total` is how many there should be."""
     scope.tell("events", 0, total)
+    reading: deque[asyncio.Task[_Compared]] = deque()
+    try:
+        async for stretch in _stretches(readers, scope):
+            if len(reading) == readers.count:
+                await _judge(readers, scope, await reading.popleft(), total)
+            reading.append(asyncio.create_task(_compare(readers, stretch), name="dotmac-audit-verify"))
+        while reading:
+            await _judge(readers, scope, await reading.popleft(), total)
+    finally:
+        for task in reading:
+            task.cancel()
+        if reading:
+            await asyncio.wait(reading)
+
+
+async def _stretches(readers: Readers, scope: Scope) -> AsyncIterator[_Stretch]:
+    where, values = scope.segments()
     after, low = _FIRST, _FIRST
     while True:
-        block = await connection.fetch(
-            "SELECT id, tenant_id, size, root, recorded_at, recorded_tx, first_at, last_at "  # noqa: S608 (as above)
-            f"FROM audit_segments s WHERE {where} AND id > ${len(values) + 1} ORDER BY id LIMIT {_BLOCK}",
-            *values,
-            after,
-        )
+        async with readers.one() as connection:
+            block = await connection.fetch(
+                "SELECT id, tenant_id, size, root, recorded_at, recorded_tx, first_at, last_at "  # noqa: S608 (conditions of ours)
+                f"FROM audit_segments s WHERE {where} AND id > ${len(values) + 1} ORDER BY id LIMIT {_BLOCK}",
+                *values,
+                after,
+            )
         last = len(block) < _BLOCK
-        chunks = list(_chunks(block)) or [block]
-        for number, chunk in enumerate(chunks):
-            ends = last and number == len(chunks) - 1
-            if not chunk and scope.is_partial:
+        parts = list(_parts(block)) or [block]
+        for number, part in enumerate(parts):
+            ends = last and number == len(parts) - 1
+            if not part and scope.is_partial:
                 break
-            high = _LAST if ends and not scope.is_partial else chunk[-1]["id"]
+            high = _LAST if ends and not scope.is_partial else part[-1]["id"]
             if scope.is_partial:
-                low = chunk[0]["id"]
-            await _check_chunk(connection, scope, chunk, low, high)
+                low = part[0]["id"]
+            yield _Stretch(part, low, high)
             low = _after(high)
-            report.segments += len(chunk)
-            scope.tell("events", report.events, total)
         if last:
             return
         after = block[-1]["id"]
 
 
-def _chunks(block: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
+def _parts(block: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
     begin = events = 0
     for place, row in enumerate(block):
-        if place > begin and events + row["size"] > _CHUNK_EVENTS:
+        if place > begin and events + row["size"] > _STRETCH_EVENTS:
             yield block[begin:place]
             begin, events = place, 0
         events += row["size"]
@@ -96,44 +142,53 @@ def _after(value: UUID) -> UUID:
     return UUID(int=min(value.int + 1, _LAST.int))
 
 
-async def _check_chunk(
-    connection: Connection, scope: Scope, chunk: Sequence[asyncpg.Record], low: UUID, high: UUID
-) -> None:
-    segments = {row["id"]: row for row in chunk}
-    leaves = {
-        row["id"]: row["leaves"]
-        for row in await connection.fetch(
-            "SELECT id, leaves FROM audit_segments WHERE id = ANY($1::uuid[])", list(segments)
-        )
-    }
-    check = _native.SegmentCheck(
-        [
-            (
-                row["id"].bytes,
-                row["tenant_id"],
-                row["size"],
-                row["root"],
-                leaves.get(row["id"]),
-                micros(row["recorded_at"]),
-                row["recorded_tx"],
+async def _compare(readers: Readers, stretch: _Stretch) -> _Compared:
+    async with readers.one() as connection:
+        leaves = {
+            row["id"]: row["leaves"]
+            for row in await connection.fetch(
+                "SELECT id, leaves FROM audit_segments WHERE id = ANY($1::uuid[])",
+                [row["id"] for row in stretch.segments],
             )
-            for row in chunk
-        ]
-    )
-    await copy_events(connection, f"segment BETWEEN '{low}' AND '{high}'", check.feed)
-    findings, untold, strangers, events = check.finish()
-    scope.report.events += events - sum(count for _, count, _ in strangers)
+        }
+        check = _native.SegmentCheck(
+            [
+                (
+                    row["id"].bytes,
+                    row["tenant_id"],
+                    row["size"],
+                    row["root"],
+                    leaves.get(row["id"]),
+                    micros(row["recorded_at"]),
+                    row["recorded_tx"],
+                )
+                for row in stretch.segments
+            ]
+        )
+        await copy_events(connection, f"segment BETWEEN '{stretch.low}' AND '{stretch.high}'", check.feed)
+    return _Compared(stretch, *check.finish())
+
+
+async def _judge(readers: Readers, scope: Scope, compared: _Compared, total: int) -> None:
+    segments = {row["id"]: row for row in compared.stretch.segments}
+    scope.report.events += compared.events - sum(count for _, count, _ in compared.strangers)
     gone: dict[UUID, int] = {}
-    for kind, segment, place, event, expected, found in findings:
+    for kind, segment, place, event, expected, found in compared.findings:
         row = segments[UUID(bytes=segment)]
         named = FindingKind(kind)
         if named in _GONE and scope.drops.months(row["first_at"], row["last_at"], row["recorded_at"]):
             gone[row["id"]] = int(found.split()[0]) if named is not FindingKind.EVENT_MISSING else -1
             continue
         scope.report.add(_finding(named, row, place, event, expected, found))
-    scope.report.untold += untold
-    await _count_dropped(connection, scope, gone, segments)
-    await _name_strangers(connection, scope, [UUID(bytes=segment) for segment, _, _ in strangers])
+    scope.report.untold += compared.untold
+    if gone or compared.strangers:
+        async with readers.one() as connection:
+            await _count_dropped(connection, scope, gone, segments)
+            await _name_strangers(
+                connection, scope, sorted(UUID(bytes=segment) for segment, _, _ in compared.strangers)
+            )
+    scope.report.segments += len(segments)
+    scope.tell("events", scope.report.events, total)
 
 
 def _finding(
@@ -195,8 +250,6 @@ async def _count_dropped(
 
 async def _name_strangers(connection: Connection, scope: Scope, strangers: list[UUID]) -> None:
     """Events of segments that were not in this stretch: of another scope, or of none that there is."""
-    if not strangers:
-        return
     known = (
         "SELECT id FROM audit_segments WHERE id = ANY($1) "
         "UNION SELECT segment FROM audit_log WHERE segment = ANY($1)"

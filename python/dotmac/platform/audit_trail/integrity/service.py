@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from dotmac.platform.audit_trail.integrity.readers import Opening
     from dotmac.platform.audit_trail.integrity.report import IntegrityReport, VerifyProgress
     from dotmac.platform.audit_trail.integrity.sealer import SealOptions, SealResult
     from dotmac.platform.audit_trail.state import LoopState
@@ -44,6 +45,7 @@ class Integrity(Service):
         progress: Callable[[VerifyProgress], None] | None = None,
         max_findings: int = 1_000,
         connection: Connection | None = None,
+        connections: int | None = None,
     ) -> IntegrityReport:
         """Compare every event, segment, log and checkpoint with what was noted when they were made.
 
@@ -65,6 +67,8 @@ class Integrity(Service):
             progress: called with a `VerifyProgress` now and then.
             max_findings: findings of each kind that are told one by one; the others are counted.
             connection: verify by way of this connection, in its transaction if it is in one.
+            connections: so many read a large trail at once, all of them the same state of it; default: one
+                per processor, 2 at least and 4 at most. Not with `connection`.
 
         Returns: a report; `ok` is False where something is not as it was.
         Raises:
@@ -74,6 +78,7 @@ class Integrity(Service):
         """
         from dotmac.platform.audit_trail.integrity.anchors import anchor_at, anchors_at
         from dotmac.platform.audit_trail.integrity.keys import public_key
+        from dotmac.platform.audit_trail.integrity.readers import USUAL_READERS
         from dotmac.platform.audit_trail.integrity.verify import verify
 
         section = self._section()
@@ -83,9 +88,13 @@ class Integrity(Service):
             trusted = tuple(public_key(one, name="keys") for one in keys)
         if isinstance(max_findings, bool) or not isinstance(max_findings, int) or max_findings < 1:
             raise InvalidArgument("max_findings", max_findings, "give a number from 1 on")
+        if connections is not None and (
+            isinstance(connections, bool) or not isinstance(connections, int) or connections < 1
+        ):
+            raise InvalidArgument("connections", connections, "give a number from 1 on, or leave it out")
         places = anchors_at(section.anchors) if anchors is None else [anchor_at(one) for one in anchors]
 
-        async def work(connection: Connection) -> IntegrityReport:
+        async def work(connection: Connection, opening: Opening | None = None) -> IntegrityReport:
             return await verify(
                 connection,
                 start=None if start is None else aware("start", start),
@@ -97,9 +106,16 @@ class Integrity(Service):
                 progress=progress,
                 max_findings=max_findings,
                 overdue=timedelta(seconds=max(900.0, 3 * section.checkpoint_interval)),
+                opening=opening,
+                connections=connections or USUAL_READERS,
             )
 
-        return await (work(connection) if connection is not None else self._alone(work))
+        if connection is not None:
+            if connections is not None:
+                raise InvalidArgument("connections", connections, "leave it out where you give a connection")
+            return await work(connection)
+        database = (await self._state()).database
+        return await self._alone(lambda own: work(own, lambda: lone(database.connect())))
 
     async def prove(self, event_id: UUID | str) -> dict[str, Any]:
         """The proof that an event is in the trail.

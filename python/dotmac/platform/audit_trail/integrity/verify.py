@@ -14,13 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from dotmac.platform.audit_trail.context import current_audit_context
 from dotmac.platform.audit_trail.integrity.drops import Drops, check_counts, find_drops
-from dotmac.platform.audit_trail.integrity.events import check_events, check_uncovered
+from dotmac.platform.audit_trail.integrity.events import (
+    MANY_EVENTS,
+    check_events,
+    check_uncovered,
+    count_events,
+)
 from dotmac.platform.audit_trail.integrity.logs import (
     check_anchors,
     check_lateness,
     check_logs,
     check_unsealed,
 )
+from dotmac.platform.audit_trail.integrity.readers import readers_of
 from dotmac.platform.audit_trail.integrity.report import (
     Finding,
     FindingKind,
@@ -33,12 +39,13 @@ from dotmac.platform.audit_trail.tenancy import MISSING, Sight, sight_of
 from dotmac.platform.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from datetime import datetime
 
     import asyncpg
 
     from dotmac.platform.audit_trail.integrity.anchors import Anchor
+    from dotmac.platform.audit_trail.integrity.readers import Opening
 
     Connection = asyncpg.Connection[asyncpg.Record]
 
@@ -116,6 +123,8 @@ async def verify(
     progress: Callable[[VerifyProgress], None] | None = None,
     max_findings: int = 1_000,
     overdue: timedelta = _OVERDUE,
+    opening: Opening | None = None,
+    connections: int = 1,
 ) -> IntegrityReport:
     """Verify by way of a connection; see `AuditAggregator.verify_integrity`.
 
@@ -123,6 +132,8 @@ async def verify(
     only reads. A checkpoint that was signed after the caller's transaction took its snapshot is missing in
     it: give no anchors then. Where row-level security shows the role one tenant at a time, that tenant alone
     is verified. Who cancels it closes the connection: its transaction is left open.
+
+    In a transaction of its own, of many events so many `connections` read at once, which `opening` gives it.
 
     Raises: InvalidArgument: the role sees one tenant, and none is named, or another one than it is bound to.
     """
@@ -153,13 +164,24 @@ async def verify(
     transaction = connection.transaction(**(_OWN if own else {}))
     await transaction.start()
     try:
-        if own:
-            # Stretches of segments are found by a small index, which the planner would mistrust without
-            # statistics; a statement may take as long as the trail is large.
-            await connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL statement_timeout = 0")
-        if sight.one_tenant:
-            await name_tenant(connection, tenant_id or "")
-        await _verify(connection, scope, anchored, origin)
+
+        async def prepare(reader: Connection) -> None:
+            if own:
+                # Stretches of segments are found by a small index, which the planner would mistrust without
+                # statistics; a statement may take as long as the trail is large.
+                await reader.execute("SET LOCAL enable_seqscan = off; SET LOCAL statement_timeout = 0")
+            if sight.one_tenant:
+                await name_tenant(reader, tenant_id or "")
+
+        await prepare(connection)
+
+        async def events() -> None:
+            total = await count_events(connection, scope)
+            wanted = connections if own and total >= MANY_EVENTS else 1
+            async with readers_of(connection, opening, wanted, prepare) as readers:
+                await check_events(readers, scope, total)
+
+        await _verify(connection, scope, anchored, origin, events)
         if sight.one_tenant and not own:
             await name_tenant(connection, before or "")
     except asyncio.CancelledError:
@@ -189,7 +211,11 @@ def _tenant(sight: Sight, wanted: str | None) -> str | None:
 
 
 async def _verify(
-    connection: Connection, scope: Scope, anchored: dict[str, list[Any]], origin: str | None
+    connection: Connection,
+    scope: Scope,
+    anchored: dict[str, list[Any]],
+    origin: str | None,
+    events: Callable[[], Awaitable[None]],
 ) -> None:
     report = scope.report
     # Reading the anchors took its time.
@@ -205,7 +231,7 @@ async def _verify(
                 found=stored or "",
             )
         )
-    await check_events(connection, scope)
+    await events()
     check_counts(scope)
     await check_uncovered(connection, scope)
     await check_logs(connection, scope, anchored)
