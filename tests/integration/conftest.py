@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+import asyncpg
 import pytest
 
 from dotmac.platform.audit_trail import AuditAggregator
@@ -40,3 +41,19 @@ def migrated_server(run_apart):
     with EmbeddedPostgres() as postgres:
         run_apart(_migrate(postgres.url))
         yield postgres
+
+
+@pytest.fixture
+async def trail_url(postgres_database):
+    """A trail of its own: what is found in one must not come from another test."""
+    async with AuditAggregator(postgres_database) as audit:
+        await audit.migrate()
+    return postgres_database
+
+
+@pytest.fixture
+async def connection(trail_url):
+    """To that trail."""
+    connection = await asyncpg.connect(trail_url)
+    yield connection
+    await connection.close()

@@ -1,117 +1,38 @@
-"""Sealing, verifying and proving on a real PostgreSQL.
+"""Sealing, signing, proving and anchoring on a real PostgreSQL.
 
 Promises:
-- what a second, plain implementation of the stored format writes verifies without a finding;
 - sealing passes nothing over, whatever the order of commits; several sealers append each segment once;
 - checkpoints are signed when a log grew, and not again; a rotated key signs at once, and the old one's
   checkpoints still verify; a log that was changed under the signer is not signed;
 - every proof checks without the database; any change of it is refused;
 - what was anchored elsewhere shows a rollback of everything in the database;
-- verification goes on while others write, tells how far it is, and can be cancelled;
-- several connections that read at once find what one finds, in the same order, and need not all be granted;
-- the tables refuse UPDATE, DELETE and TRUNCATE;
-- what retention dropped is no tampering, if an event of the trail says so; events from before the proofs are
-  counted, and none can join them;
-- what the library's own writers store verifies, odd numbers and addresses included.
+- the tables refuse UPDATE, DELETE and TRUNCATE.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import random
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import asyncpg
 import pytest
-from alembic import command
 
-from dotmac.platform.audit_trail import AuditAggregator, schema
+from dotmac.platform.audit_trail import AuditAggregator
 from dotmac.platform.audit_trail.config import AuditTrailConfig
-from dotmac.platform.audit_trail.database import lone
-from dotmac.platform.audit_trail.integrity import FindingKind, SigningKey, check_proof, checkpoints, drops
+from dotmac.platform.audit_trail.integrity import FindingKind, SigningKey, check_proof, checkpoints
 from dotmac.platform.audit_trail.integrity.checkpoints import Signer
 from dotmac.platform.audit_trail.integrity.log import seal
 from dotmac.platform.audit_trail.integrity.verify import verify
 from dotmac.platform.errors import (
     ConfigurationError,
-    InvalidArgument,
     InvalidCheckpoint,
     InvalidProof,
     LogInconsistent,
     NotProvable,
 )
 from support.segments import PlainWriter, event
-
-KEY = SigningKey.generate()
-AT_ONCE = timedelta(0)
-
-
-@pytest.fixture
-async def trail_url(postgres_database):
-    """A trail of its own: what is found in one must not come from another test."""
-    async with AuditAggregator(postgres_database) as audit:
-        await audit.migrate()
-    return postgres_database
-
-
-@pytest.fixture
-async def connection(trail_url):
-    connection = await asyncpg.connect(trail_url)
-    yield connection
-    await connection.close()
-
-
-async def sealed(connection, count=40, *, tenants=(None, "a", "b"), size=4, signer=None, keep_leaves=True):
-    writer = await PlainWriter(connection, keep_leaves=keep_leaves).begin()
-    for first in range(0, count, size):
-        numbers = range(first, min(first + size, count))
-        await writer.store([event(n, tenant=tenants[n % len(tenants)]) for n in numbers])
-    await writer.end()
-    await seal(connection, 0, durably=False)
-    signer = signer or Signer(KEY, "example.com/audit")
-    signed, broken = await signer.sign_due(connection, AT_ONCE, durably=False)
-    assert not broken
-    return signed
-
-
-async def checked(connection, **more):
-    return await verify(connection, keys=[KEY.public_key], **more)
-
-
-def kinds(report):
-    return {kind.value for kind, count in report.counts.items() if count}
-
-
-@pytest.mark.parametrize("keep_leaves", [True, False])
-async def test_an_untouched_trail_has_no_finding(connection, keep_leaves):
-    assert (await checked(connection)).ok
-    await sealed(connection, keep_leaves=keep_leaves)
-    report = await checked(connection)
-    assert report.to_dict()["findings"] == []
-    assert report.ok
-    assert (report.events, report.segments, report.log_entries) == (40, 30, 30)
-    assert (report.checkpoints, report.unsealed, report.legacy, report.origin) == (
-        3,
-        0,
-        0,
-        "example.com/audit",
-    )
-    assert json.dumps(report.to_dict())
-
-
-async def test_only_a_tenant_or_a_stretch_of_time(connection):
-    await sealed(connection)
-    one = await checked(connection, tenant_id="a")
-    assert one.ok
-    assert (one.segments, one.log_entries, one.checkpoints) == (10, 10, 1)
-    row = await connection.fetchrow("SELECT min(first_at), max(last_at) FROM audit_segments")
-    assert (await checked(connection, start=row["max"] + timedelta(microseconds=1))).segments == 0
-    late = await checked(connection, start=row["max"])
-    assert late.ok
-    assert 0 < late.segments < 30
-    assert (await checked(connection, end=row["min"])).events == 0
+from support.trails import AT_ONCE, KEY, checked, kinds, sealed
 
 
 async def test_sealing_passes_nothing_over(trail_url, connection):
@@ -381,124 +302,6 @@ async def test_the_aggregator_seals_and_signs_in_the_background(trail_url, conne
         assert (await audit._state()).sealer is None
 
 
-async def test_progress_is_told_and_a_verification_can_be_cancelled(trail_url, connection):
-    await sealed(connection)
-    stages = []
-    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
-        await audit.verify_integrity(progress=stages.append)
-        assert [one.stage for one in stages] == sorted(
-            (one.stage for one in stages), key=["anchors", "events", "log", "writers"].index
-        )
-        assert stages[-1] == ("writers", 30, 30)
-        assert ("events", 40, 40) in stages
-
-        class StopNowError(Exception):
-            pass
-
-        def refuse(progress):
-            if progress.stage == "log":
-                raise StopNowError
-
-        with pytest.raises(StopNowError):
-            await audit.verify_integrity(progress=refuse)
-        chance = random.Random(7)
-        for _ in range(20):
-            task = asyncio.create_task(audit.verify_integrity())
-            await asyncio.sleep(chance.uniform(0, 0.03))
-            if not task.cancel():
-                continue  # it was quicker
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            if task.done() and not task.cancelled():
-                assert task.result().ok
-        assert (await audit.verify_integrity()).ok
-
-
-async def test_more_events_than_one_stretch_and_large_segments(connection):
-    writer = await PlainWriter(connection).begin()
-    await writer.store([event(number) for number in range(700)])
-    await seal(connection, 0, durably=False)
-    report = await checked(connection)
-    assert (report.events, kinds(report)) == (700, {"no_checkpoint"})
-
-
-@pytest.fixture
-def small_stretches(monkeypatch):
-    """Few events are as many as otherwise a hundred thousand."""
-    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.events._STRETCH_EVENTS", 8)
-    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.verify.MANY_EVENTS", 16)
-
-
-@pytest.mark.usefixtures("small_stretches")
-async def test_several_connections_find_what_one_finds(trail_url, connection, caplog):
-    await sealed(connection, 200)
-    await connection.execute("SET session_replication_role = replica")
-    await connection.execute("UPDATE audit_events SET action = 'other' WHERE leaf = 0 AND tenant_id = 'a'")
-    await connection.execute("DELETE FROM audit_events WHERE leaf = 0 AND tenant_id = 'b'")
-    await connection.execute(
-        "INSERT INTO audit_events SELECT (jsonb_populate_record(event, jsonb_build_object("
-        "'id', gen_random_uuid(), 'segment', gen_random_uuid()))).* FROM audit_events event WHERE leaf = 0"
-    )
-    opened = []
-
-    def opening():
-        opened.append(1)
-        return lone(asyncpg.connect(trail_url))
-
-    alone = (await checked(connection)).to_dict()
-    assert len(alone["findings"]) > 60
-    for many in (2, 5):
-        opened.clear()
-        found = (await checked(connection, opening=opening, connections=many)).to_dict()
-        assert len(opened) == many - 1
-        for key in ("findings", "counts", "events", "segments", "checkpoints"):
-            assert found[key] == alone[key]
-
-    def refused():
-        return opening() if len(opened) < 2 else lone(asyncpg.connect("postgresql://127.0.0.1:1/none"))
-
-    opened.clear()
-    found = (await checked(connection, opening=refused, connections=5)).to_dict()
-    assert found["findings"] == alone["findings"]
-    assert "3 of 5 connections read the audit trail" in caplog.text
-
-    # Within a transaction of the caller's nobody else sees what it sees.
-    async with connection.transaction():
-        await connection.execute("DELETE FROM audit_events")
-        opened.clear()
-        found = await checked(connection, opening=opening, connections=4)
-        assert (opened, found.events) == ([], 0)
-
-
-@pytest.mark.usefixtures("small_stretches")
-async def test_no_connection_outlives_a_verification(trail_url, connection):
-    await sealed(connection, 200)
-    ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
-    chance = random.Random(8)
-    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
-        for wrong in (0, True, 1.5):
-            with pytest.raises(InvalidArgument, match="connections"):
-                await audit.verify_integrity(connections=wrong)
-        with pytest.raises(InvalidArgument, match="leave it out"):
-            await audit.verify_integrity(connection=connection, connections=2)
-        assert (await audit.verify_integrity(connections=3)).events == 200
-        for _ in range(30):
-            task = asyncio.create_task(audit.verify_integrity(connections=3))
-            await asyncio.sleep(chance.uniform(0, 0.06))
-            task.cancel()
-            await asyncio.wait([task])
-
-        def refuse(progress):
-            if progress.stage == "events" and progress.done:
-                raise ZeroDivisionError
-
-        with pytest.raises(ZeroDivisionError):
-            await audit.verify_integrity(connections=3, progress=refuse)
-    async with asyncio.timeout(10):
-        while await connection.fetchval(ours, connection.get_server_pid()):
-            await asyncio.sleep(0.05)
-
-
 async def test_anchors_show_a_rollback_of_everything(trail_url, connection, tmp_path):
     anchor = (tmp_path / "checkpoints").as_uri()
     config = AuditTrailConfig(postgres_url=trail_url, origin="example.com/audit", anchors=anchor)
@@ -553,63 +356,6 @@ async def test_a_checkpoint_signed_while_anchors_are_read_is_not_missing(trail_u
     finally:
         await other.close()
     assert (report.findings, report.anchored, report.checkpoints) == ([], 2, 2)
-
-
-async def drop_month(connection, month, told, *, events=4, gone=None):
-    """What retention leaves of a month."""
-    await connection.execute(
-        "CREATE TABLE IF NOT EXISTS audit_archives (id uuid PRIMARY KEY, partition text NOT NULL, "
-        "from_time timestamptz NOT NULL, to_time timestamptz NOT NULL, state text NOT NULL, events bigint, "
-        "started_at timestamptz NOT NULL DEFAULT now(), dropped_at timestamptz, event_id uuid)"
-    )
-    partition = f"audit_events_{month:%Y_%m}"
-    start = month.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    end = (start + timedelta(days=32)).replace(day=1)
-    note = event(
-        7,
-        action="audit.partition.dropped",
-        resource_id=partition,
-        at=datetime.now(UTC),
-        metadata={"from_time": start.isoformat(), "to_time": end.isoformat(), "events": events},
-    )
-    await connection.execute(f"DROP TABLE {partition}" if gone is None else gone)
-    await connection.execute(
-        "INSERT INTO audit_archives (id, partition, from_time, to_time, state, dropped_at, event_id, "
-        "events) VALUES (gen_random_uuid(), $1, $2, $3, 'dropped', $4, $5, $6)",
-        partition,
-        start,
-        end,
-        note["occurred_at"],
-        note["id"],
-        events,
-    )
-    if told:
-        writer = await PlainWriter(connection).begin()
-        await writer.store([note])
-        await writer.end()
-
-
-@pytest.mark.parametrize("told", [True, False])
-async def test_what_retention_dropped_is_no_tampering_if_the_trail_says_so(connection, told):
-    month = datetime.now(UTC) - timedelta(days=70)
-    await connection.execute("SELECT audit_ensure_partition($1)", month)
-    writer = await PlainWriter(connection).begin()
-    await writer.store([event(1, at=month), event(2, at=month)])
-    # One segment lies in two months: what is left of it is still checked.
-    await writer.store([event(3, at=month), event(4), event(5, at=month), event(6)])
-    await writer.end()
-    await sealed(connection, 4)
-    await drop_month(connection, month, told)
-    await seal(connection, 0, durably=False)
-    report = await checked(connection)
-    assert kinds(report) == ({"events_dropped"} if told else {"drop_untold"})
-    assert report.ok is told
-    assert report.dropped == 4
-    await connection.execute("SET session_replication_role = replica")
-    await connection.execute("UPDATE audit_events SET level = 'debug' WHERE action = 'record.read.6'")
-    await connection.execute("DELETE FROM audit_events WHERE action = 'record.read.1'")
-    found = {(one.kind.value, one.place) for one in (await checked(connection)).problems}
-    assert found >= {("event_changed", 3), ("segment_emptied", None)}
 
 
 async def test_signing_is_not_switched_off_by_a_time_that_lies_ahead(connection):
@@ -686,158 +432,3 @@ async def test_a_place_that_lost_its_newest_checkpoints_is_told(connection):
     for signed in ((), (first,)):
         (found,) = (await checked(connection, anchors=[Place(*signed)], overdue=AT_ONCE)).problems
         assert (found.kind.value, found.tenant_id) == ("anchor_behind", "a")
-
-
-async def old_month(connection):
-    """A month that is over, with a segment of its own and a half of one."""
-    month = datetime.now(UTC) - timedelta(days=70)
-    await connection.execute("SELECT audit_ensure_partition($1)", month)
-    writer = await PlainWriter(connection).begin()
-    await writer.store([event(1, at=month), event(2, at=month)])
-    await writer.store([event(3, at=month), event(4), event(5, at=month), event(6)])
-    await writer.end()
-    await sealed(connection, 4)
-    await connection.execute("SET session_replication_role = replica")
-    return month
-
-
-async def test_a_month_that_is_there_was_not_dropped_whatever_is_said(connection, monkeypatch):
-    monkeypatch.setattr(drops, "_SLACK", timedelta(0))
-    month = await old_month(connection)
-    one = "action = 'record.read.1' AND occurred_at < now() - interval '1 day'"
-    await drop_month(connection, month, told=True, gone=f"DELETE FROM audit_events WHERE {one}")
-    report = await checked(connection)
-    assert {one.kind.value for one in report.problems} == {"drop_wrong", "event_missing"}
-    assert (report.ok, report.dropped) == (False, 0)
-
-
-@pytest.mark.parametrize("archive", ["from_time = from_time + interval '1 hour'", "dropped_at = from_time",
-                                     "dropped_at = 'tomorrow'"])  # fmt: skip
-async def test_a_drop_that_can_not_have_been_excuses_nothing(connection, archive):
-    month = await old_month(connection)
-    await drop_month(connection, month, told=True)
-    await connection.execute(f"UPDATE audit_archives SET {archive}")
-    report = await checked(connection)
-    assert {one.kind.value for one in report.problems} >= {"drop_wrong", "segment_emptied"}
-    assert report.dropped == 0
-
-
-async def test_more_is_missing_than_was_dropped(connection):
-    month = await old_month(connection)
-    await drop_month(connection, month, told=True)
-    assert (await checked(connection)).problems == []
-    await connection.execute("DELETE FROM audit_events WHERE action = 'record.read.4'")
-    report = await checked(connection)
-    assert [one.kind.value for one in report.problems] == ["drop_wrong"]
-    assert "1 events more" in report.problems[0].text
-
-
-async def test_a_month_made_anew_is_checked_for_what_came_later(connection):
-    month = await old_month(connection)
-    await drop_month(connection, month, told=True)
-    await connection.execute("SELECT audit_ensure_partition($1)", month)
-    writer = await PlainWriter(connection).begin()
-    await writer.store([event(21, at=month), event(22, at=month)])
-    await writer.end()
-    await seal(connection, 0, durably=False)
-    assert (await checked(connection)).problems == []
-    await connection.execute("DELETE FROM audit_events WHERE action = 'record.read.21'")
-    report = await checked(connection)
-    assert [(one.kind.value, one.place) for one in report.problems] == [("event_missing", 0)]
-
-
-async def test_what_is_left_of_a_segment_needs_its_leaf_hashes(connection):
-    month = await old_month(connection)
-    await drop_month(connection, month, told=True)
-    await connection.execute("UPDATE audit_segments SET leaves = NULL WHERE size = 4")
-    await connection.execute("UPDATE audit_events SET level = 'debug' WHERE action = 'record.read.6'")
-    report = await checked(connection)
-    assert [one.kind.value for one in report.problems] == ["segment_changed"]
-
-
-async def test_events_from_before_the_proofs_are_counted_so_that_none_joins_them(postgres_database):
-    connection = await asyncpg.connect(postgres_database)
-    store = (
-        "INSERT INTO audit_events (occurred_at, id, category, action, level, outcome) "
-        "SELECT now(), gen_random_uuid(), 'system', 'x', 'info', 'success' FROM generate_series(1, 3)"
-    )
-    config = schema._config()
-
-    async def upgrade(target):
-        sql = io.StringIO()
-        config.output_buffer = sql
-        await asyncio.to_thread(command.upgrade, config, target, sql=True)
-        await connection.execute(sql.getvalue())
-
-    await upgrade("0001")
-    await connection.execute(store)
-    await upgrade("0001:head")
-    report = await checked(connection)
-    assert (report.ok, report.legacy, kinds(report)) == (True, 3, {"events_legacy"})
-    (notice,) = (await checked(connection, tenant_id="")).notices
-    assert "say to be from before" in notice.text
-    await sealed(connection, 4)
-    assert kinds(await checked(connection)) == {"events_legacy"}
-    await connection.execute(f"{store} LIMIT 1")
-    report = await checked(connection)
-    assert (report.counts[FindingKind.EVENT_UNCOVERED], report.legacy) == (1, 3)
-    await connection.execute("SET session_replication_role = replica")
-    await connection.execute(
-        "UPDATE audit_events SET recorded_at = recorded_at - interval '1 year' WHERE segment IS NULL"
-    )
-    report = await checked(connection)
-    assert not report.ok
-    assert report.counts[FindingKind.EVENT_UNCOVERED] == 4
-    await connection.close()
-
-
-async def test_the_librarys_own_writers_verify(trail_url, connection):
-    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
-        odd = [
-            {
-                "n": 9007199254740993,
-                "m": 1e300,
-                "k": -0.0,
-                "z": 1.50,
-                "deep": [{"\ue000": 1, "😀": "\u2028"}],
-            },
-            {},
-            {"text": '\x7f \x01 \\ " / é', "numbers": [0.1, 1e-7, 123456789012345678901234567890, 5e-324]},
-        ]
-        many = (
-            audit.log_event(
-                "DATA_CHANGE",
-                f"change.{number}",
-                tenant_id=(None, "a", "ü/b")[number % 3],
-                ip_address=(None, "::ffff:10.0.0.1", "::1.2.3.4", "2001:db8::", "fe80::1%eth0")[number % 5],
-                metadata=odd[number % 3],
-            )
-            for number in range(300)
-        )
-        await asyncio.gather(*many)
-        done = await audit.checkpoint()
-        assert len(done.checkpoints) == 3
-        report = await audit.verify_integrity()
-        assert report.findings == []
-        assert (report.events, report.unsealed) == (300, 0)
-    assert (await checked(connection)).findings == []
-
-
-async def test_verification_goes_on_while_others_write(trail_url, monkeypatch):
-    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.events._STRETCH_EVENTS", 1_000)
-    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.verify.MANY_EVENTS", 1_000)
-    async with AuditAggregator(trail_url, signing_key=KEY, sealing=True) as audit:
-        stop = asyncio.Event()
-
-        async def write():
-            while not stop.is_set():
-                await audit.log_event("SYSTEM", "x", tenant_id="a")
-
-        writers = [asyncio.create_task(write()) for _ in range(4)]
-        for _ in range(5):
-            report = await audit.verify_integrity()
-            assert report.problems == []
-            await asyncio.sleep(0.3)
-        stop.set()
-        await asyncio.gather(*writers)
-        assert report.log_entries

@@ -23,13 +23,6 @@ from dotmac.platform.errors import AuditUnavailable, ConfigurationError
 KEY = SigningKey.generate()
 
 
-@pytest.fixture
-async def trail_url(postgres_database):
-    async with AuditAggregator(postgres_database) as audit:
-        await audit.migrate()
-    return postgres_database
-
-
 async def until_sealed(audit, events):
     async with asyncio.timeout(60):
         while True:

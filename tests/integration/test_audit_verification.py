@@ -1,0 +1,227 @@
+"""Verifying a trail on a real PostgreSQL.
+
+Promises:
+- what a second, plain implementation of the stored format writes verifies without a finding, and so does what
+  the library's own writers store, odd numbers and addresses included;
+- verification goes on while others write, tells how far it is, and can be cancelled;
+- several connections that read at once find what one finds, in the same order, and need not all be granted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from datetime import timedelta
+
+import asyncpg
+import pytest
+
+from dotmac.platform.audit_trail import AuditAggregator
+from dotmac.platform.audit_trail.database import lone
+from dotmac.platform.audit_trail.integrity.log import seal
+from dotmac.platform.errors import (
+    InvalidArgument,
+)
+from support.segments import PlainWriter, event
+from support.trails import KEY, checked, kinds, sealed
+
+
+@pytest.mark.parametrize("keep_leaves", [True, False])
+async def test_an_untouched_trail_has_no_finding(connection, keep_leaves):
+    assert (await checked(connection)).ok
+    await sealed(connection, keep_leaves=keep_leaves)
+    report = await checked(connection)
+    assert report.to_dict()["findings"] == []
+    assert report.ok
+    assert (report.events, report.segments, report.log_entries) == (40, 30, 30)
+    assert (report.checkpoints, report.unsealed, report.legacy, report.origin) == (
+        3,
+        0,
+        0,
+        "example.com/audit",
+    )
+    assert json.dumps(report.to_dict())
+
+
+async def test_only_a_tenant_or_a_stretch_of_time(connection):
+    await sealed(connection)
+    one = await checked(connection, tenant_id="a")
+    assert one.ok
+    assert (one.segments, one.log_entries, one.checkpoints) == (10, 10, 1)
+    row = await connection.fetchrow("SELECT min(first_at), max(last_at) FROM audit_segments")
+    assert (await checked(connection, start=row["max"] + timedelta(microseconds=1))).segments == 0
+    late = await checked(connection, start=row["max"])
+    assert late.ok
+    assert 0 < late.segments < 30
+    assert (await checked(connection, end=row["min"])).events == 0
+
+
+async def test_progress_is_told_and_a_verification_can_be_cancelled(trail_url, connection):
+    await sealed(connection)
+    stages = []
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        await audit.verify_integrity(progress=stages.append)
+        assert [one.stage for one in stages] == sorted(
+            (one.stage for one in stages), key=["anchors", "events", "log", "writers"].index
+        )
+        assert stages[-1] == ("writers", 30, 30)
+        assert ("events", 40, 40) in stages
+
+        class StopNowError(Exception):
+            pass
+
+        def refuse(progress):
+            if progress.stage == "log":
+                raise StopNowError
+
+        with pytest.raises(StopNowError):
+            await audit.verify_integrity(progress=refuse)
+        chance = random.Random(7)
+        for _ in range(20):
+            task = asyncio.create_task(audit.verify_integrity())
+            await asyncio.sleep(chance.uniform(0, 0.03))
+            if not task.cancel():
+                continue  # it was quicker
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            if task.done() and not task.cancelled():
+                assert task.result().ok
+        assert (await audit.verify_integrity()).ok
+
+
+async def test_more_events_than_one_stretch_and_large_segments(connection):
+    writer = await PlainWriter(connection).begin()
+    await writer.store([event(number) for number in range(700)])
+    await seal(connection, 0, durably=False)
+    report = await checked(connection)
+    assert (report.events, kinds(report)) == (700, {"no_checkpoint"})
+
+
+@pytest.fixture
+def small_stretches(monkeypatch):
+    """Few events are as many as otherwise a hundred thousand."""
+    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.events._STRETCH_EVENTS", 8)
+    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.verify.MANY_EVENTS", 16)
+
+
+@pytest.mark.usefixtures("small_stretches")
+async def test_several_connections_find_what_one_finds(trail_url, connection, caplog):
+    await sealed(connection, 200)
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("UPDATE audit_events SET action = 'other' WHERE leaf = 0 AND tenant_id = 'a'")
+    await connection.execute("DELETE FROM audit_events WHERE leaf = 0 AND tenant_id = 'b'")
+    await connection.execute(
+        "INSERT INTO audit_events SELECT (jsonb_populate_record(event, jsonb_build_object("
+        "'id', gen_random_uuid(), 'segment', gen_random_uuid()))).* FROM audit_events event WHERE leaf = 0"
+    )
+    opened = []
+
+    def opening():
+        opened.append(1)
+        return lone(asyncpg.connect(trail_url))
+
+    alone = (await checked(connection)).to_dict()
+    assert len(alone["findings"]) > 60
+    for many in (2, 5):
+        opened.clear()
+        found = (await checked(connection, opening=opening, connections=many)).to_dict()
+        assert len(opened) == many - 1
+        for key in ("findings", "counts", "events", "segments", "checkpoints"):
+            assert found[key] == alone[key]
+
+    def refused():
+        return opening() if len(opened) < 2 else lone(asyncpg.connect("postgresql://127.0.0.1:1/none"))
+
+    opened.clear()
+    found = (await checked(connection, opening=refused, connections=5)).to_dict()
+    assert found["findings"] == alone["findings"]
+    assert "3 of 5 connections read the audit trail" in caplog.text
+
+    # Within a transaction of the caller's nobody else sees what it sees.
+    async with connection.transaction():
+        await connection.execute("DELETE FROM audit_events")
+        opened.clear()
+        found = await checked(connection, opening=opening, connections=4)
+        assert (opened, found.events) == ([], 0)
+
+
+@pytest.mark.usefixtures("small_stretches")
+async def test_no_connection_outlives_a_verification(trail_url, connection):
+    await sealed(connection, 200)
+    ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
+    chance = random.Random(8)
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        for wrong in (0, True, 1.5):
+            with pytest.raises(InvalidArgument, match="connections"):
+                await audit.verify_integrity(connections=wrong)
+        with pytest.raises(InvalidArgument, match="leave it out"):
+            await audit.verify_integrity(connection=connection, connections=2)
+        assert (await audit.verify_integrity(connections=3)).events == 200
+        for _ in range(30):
+            task = asyncio.create_task(audit.verify_integrity(connections=3))
+            await asyncio.sleep(chance.uniform(0, 0.06))
+            task.cancel()
+            await asyncio.wait([task])
+
+        def refuse(progress):
+            if progress.stage == "events" and progress.done:
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await audit.verify_integrity(connections=3, progress=refuse)
+    async with asyncio.timeout(10):
+        while await connection.fetchval(ours, connection.get_server_pid()):
+            await asyncio.sleep(0.05)
+
+
+async def test_verification_goes_on_while_others_write(trail_url, monkeypatch):
+    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.events._STRETCH_EVENTS", 1_000)
+    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.verify.MANY_EVENTS", 1_000)
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=True) as audit:
+        stop = asyncio.Event()
+
+        async def write():
+            while not stop.is_set():
+                await audit.log_event("SYSTEM", "x", tenant_id="a")
+
+        writers = [asyncio.create_task(write()) for _ in range(4)]
+        for _ in range(5):
+            report = await audit.verify_integrity()
+            assert report.problems == []
+            await asyncio.sleep(0.3)
+        stop.set()
+        await asyncio.gather(*writers)
+        assert report.log_entries
+
+
+async def test_the_librarys_own_writers_verify(trail_url, connection):
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        odd = [
+            {
+                "n": 9007199254740993,
+                "m": 1e300,
+                "k": -0.0,
+                "z": 1.50,
+                "deep": [{"\ue000": 1, "😀": "\u2028"}],
+            },
+            {},
+            {"text": '\x7f \x01 \\ " / é', "numbers": [0.1, 1e-7, 123456789012345678901234567890, 5e-324]},
+        ]
+        many = (
+            audit.log_event(
+                "DATA_CHANGE",
+                f"change.{number}",
+                tenant_id=(None, "a", "ü/b")[number % 3],
+                ip_address=(None, "::ffff:10.0.0.1", "::1.2.3.4", "2001:db8::", "fe80::1%eth0")[number % 5],
+                metadata=odd[number % 3],
+            )
+            for number in range(300)
+        )
+        await asyncio.gather(*many)
+        done = await audit.checkpoint()
+        assert len(done.checkpoints) == 3
+        report = await audit.verify_integrity()
+        assert report.findings == []
+        assert (report.events, report.unsealed) == (300, 0)
+    assert (await checked(connection)).findings == []
