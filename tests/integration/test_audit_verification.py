@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from datetime import timedelta
 
 import asyncpg
 import pytest
 
 from dotmac.platform.audit_trail import AuditAggregator
-from dotmac.platform.audit_trail.database import lone
 from dotmac.platform.audit_trail.integrity.log import seal
 from dotmac.platform.errors import (
     InvalidArgument,
@@ -102,7 +102,6 @@ async def test_more_events_than_one_stretch_and_large_segments(connection):
 def small_stretches(monkeypatch):
     """Few events are as many as otherwise a hundred thousand."""
     monkeypatch.setattr("dotmac.platform.audit_trail.integrity.events._STRETCH_EVENTS", 8)
-    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.verify.MANY_EVENTS", 16)
 
 
 @pytest.mark.usefixtures("small_stretches")
@@ -119,7 +118,7 @@ async def test_several_connections_find_what_one_finds(trail_url, connection, ca
 
     def opening():
         opened.append(1)
-        return lone(asyncpg.connect(trail_url))
+        return asyncpg.connect(trail_url)
 
     alone = (await checked(connection)).to_dict()
     assert len(alone["findings"]) > 60
@@ -131,7 +130,7 @@ async def test_several_connections_find_what_one_finds(trail_url, connection, ca
             assert found[key] == alone[key]
 
     def refused():
-        return opening() if len(opened) < 2 else lone(asyncpg.connect("postgresql://127.0.0.1:1/none"))
+        return opening() if len(opened) < 2 else asyncpg.connect("postgresql://127.0.0.1:1/none")
 
     opened.clear()
     found = (await checked(connection, opening=refused, connections=5)).to_dict()
@@ -144,6 +143,46 @@ async def test_several_connections_find_what_one_finds(trail_url, connection, ca
         opened.clear()
         found = await checked(connection, opening=opening, connections=4)
         assert (opened, found.events) == ([], 0)
+
+
+@pytest.mark.usefixtures("small_stretches")
+async def test_who_changes_a_table_and_who_verifies_do_not_wait_for_one_another(
+    trail_url, connection, caplog
+):
+    """The server sees no deadlock in it: the first reader waits for the others, not for a lock."""
+    await sealed(connection, 200)
+    changing = []
+
+    async def change():
+        async with asyncpg.create_pool(trail_url, min_size=1, max_size=1) as pool:
+            await pool.execute("BEGIN; LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE; COMMIT")
+
+    async def opening():
+        if not changing:
+            changing.append(asyncio.create_task(change()))
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+            other = await asyncpg.connect(trail_url)
+            while not await other.fetchval(waits):
+                await asyncio.sleep(0.01)
+            return other
+        return await asyncpg.connect(trail_url)
+
+    async with asyncio.timeout(20):
+        report = await checked(connection, opening=opening, connections=3)
+        await changing[0]
+    assert (report.ok, report.events) == (True, 200)
+    assert "1 of 3 connections read the audit trail" in caplog.text
+
+
+@pytest.mark.usefixtures("small_stretches")
+async def test_a_reader_may_be_idle_for_longer_than_others(trail_url, connection):
+    await sealed(connection, 200)
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '50ms'")
+    slow = iter([0.2] * 5)
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        report = await audit.verify_integrity(connections=3, progress=lambda _: time.sleep(next(slow, 0)))
+    assert (report.ok, report.events) == (True, 200)
 
 
 @pytest.mark.usefixtures("small_stretches")
@@ -177,7 +216,6 @@ async def test_no_connection_outlives_a_verification(trail_url, connection):
 
 async def test_verification_goes_on_while_others_write(trail_url, monkeypatch):
     monkeypatch.setattr("dotmac.platform.audit_trail.integrity.events._STRETCH_EVENTS", 1_000)
-    monkeypatch.setattr("dotmac.platform.audit_trail.integrity.verify.MANY_EVENTS", 1_000)
     async with AuditAggregator(trail_url, signing_key=KEY, sealing=True) as audit:
         stop = asyncio.Event()
 

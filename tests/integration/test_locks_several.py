@@ -143,6 +143,35 @@ async def test_one_that_ends_while_the_others_are_waited_for(
     await until(partition.empty)
 
 
+@pytest.mark.parametrize("ends", ["time is up", "time is up in a thread", "cancelled", "timeout"])
+async def test_what_ended_meanwhile_is_not_what_the_caller_asked(
+    locks: DistributedLockManager, owner: Owners, partition: Partition, ends: str
+) -> None:
+    """Where the others can't be had, nobody wants to hear that the first would have ended by now."""
+    holder = owner()
+    assert await holder.acquire("acquire_lock", "b")
+    several = locks.acquire_locks(["a", "b"], 0.2, auto_renewal=False)
+    if ends == "time is up":
+        assert not await several.acquire(blocking_timeout=0.5)
+    elif ends == "time is up in a thread":
+        assert not await asyncio.to_thread(several.acquire_sync, blocking_timeout=0.5)
+    elif ends == "timeout":
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await several.acquire()
+    else:
+        waiting = asyncio.create_task(several.acquire())
+        await until(lambda: partition.queued() == 1)
+        assert not several.held, "not all of them"
+        await asyncio.sleep(0.4)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    assert not several.held
+    await holder.release("b")
+    await until(partition.empty)
+
+
 async def test_the_time_is_for_all_together(
     locks: DistributedLockManager, owner: Owners, partition: Partition
 ) -> None:

@@ -151,12 +151,14 @@ class Proxy:
                 if self._latency:
                     await asyncio.sleep(self._latency)
                 await self._flowing.wait()
-                if client is None and self._halved is not None and len(data) > 1:
-                    pause, self._halved = self._halved, None
+                pause = self._halved if client is None and len(data) > 1 else None
+                if pause is not None:
+                    self._halved = None
                     writer.write(data[: len(data) // 2])
                     data = data[len(data) // 2 :]
                     await asyncio.sleep(pause)
-                if client is not None and self._marker is not None and self._marker in data:
+                marker = self._marker if client is not None else None
+                if client is not None and marker is not None and marker in data:
                     self._marker = None
                     # Nothing more reaches the client. The server reads to the end and closes.
                     self._deaf.add(client)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, suppress
 from typing import TYPE_CHECKING, Self
 
 from dotmac.platform.distributed_locks.arguments import patience_of
-from dotmac.platform.errors import InvalidArgument, LockNotOwned
+from dotmac.platform.errors import InvalidArgument, LockLost, LockNotOwned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class SeveralLocks:
     @property
     def held(self) -> bool:
         """True while all of them are held, judged now."""
-        return bool(self._locks) and all(lock.held for lock in self._locks.values())
+        return self._stack is not None and all(lock.held for lock in self._locks.values())
 
     @property
     def fencing_tokens(self) -> dict[str, int]:
@@ -81,10 +81,13 @@ class SeveralLocks:
                 lock = self._make(name, left())
                 if not await lock.acquire():
                     return False
-                stack.push_async_callback(lock.release)
+                stack.push_async_callback(_give_back, lock)
                 self._locks[name] = lock
             self._still_held()
-            self._stack = stack.pop_all()
+            stack.pop_all()
+        self._stack = AsyncExitStack()
+        for lock in self._locks.values():
+            self._stack.push_async_callback(lock.release)
         return True
 
     async def release(self) -> None:
@@ -129,10 +132,13 @@ class SeveralLocks:
                 lock = self._make(name, left())
                 if not lock.acquire_sync():
                     return False
-                stack.callback(lock.release_sync)
+                stack.callback(_give_back_sync, lock)
                 self._locks[name] = lock
             self._still_held()
-            self._stack = stack.pop_all()
+            stack.pop_all()
+        self._stack = ExitStack()
+        for lock in self._locks.values():
+            self._stack.callback(lock.release_sync)
         return True
 
     def release_sync(self) -> None:
@@ -198,3 +204,14 @@ class SeveralLocks:
 
     def _forget_failed(self) -> None:
         self._locks.clear()
+
+
+async def _give_back(lock: DistributedLock) -> None:
+    """Gives one back where not all can be had; that it had ended meanwhile is not what the caller asked."""
+    with suppress(LockLost):
+        await lock.release()
+
+
+def _give_back_sync(lock: DistributedLock) -> None:
+    with suppress(LockLost):
+        lock.release_sync()

@@ -27,12 +27,10 @@ if TYPE_CHECKING:
 
     Connection = asyncpg.Connection[asyncpg.Record]
 
-__all__ = ["MANY_EVENTS", "check_events", "check_uncovered", "copy_events", "count_events"]
+__all__ = ["check_events", "check_uncovered", "copy_events", "count_events", "readers_for"]
 
 _BLOCK = 20_000
 _STRETCH_EVENTS = 50_000
-# For fewer, another connection is not worth its opening.
-MANY_EVENTS = 2 * _STRETCH_EVENTS
 _PIECE = 1 << 18
 _FIRST = UUID(int=0)
 _LAST = UUID(int=(1 << 128) - 1)
@@ -82,6 +80,11 @@ async def count_events(connection: Connection, scope: Scope) -> int:
     return found
 
 
+def readers_for(events: int) -> int:
+    """How many readers have something to do with so many events."""
+    return max(1, events // _STRETCH_EVENTS)
+
+
 async def check_events(readers: Readers, scope: Scope, total: int) -> None:
     """Check every event of the segments in scope; `total` is how many there should be."""
     scope.tell("events", 0, total)
@@ -94,9 +97,11 @@ async def check_events(readers: Readers, scope: Scope, total: int) -> None:
         while reading:
             await _judge(readers, scope, await reading.popleft(), total)
     finally:
-        for task in reading:
-            task.cancel()
         if reading:
+            # A turn of the loop, for those whose connections are lost to hear of it.
+            await asyncio.wait(reading, timeout=0)
+            for task in reading:
+                task.cancel()
             await asyncio.wait(reading)
 
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dotmac.platform.audit_trail.database import FAILURES, told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
 
     import asyncpg
 
     Connection = asyncpg.Connection[asyncpg.Record]
-    Opening = Callable[[], AbstractAsyncContextManager[Connection]]
+    Opening = Callable[[], Awaitable[Connection]]
 
-__all__ = ["USUAL_READERS", "Readers", "readers_of"]
+__all__ = ["LOCK", "USUAL_READERS", "Readers", "readers_of"]
 
 # Each keeps a server process and a thread of ours busy; the loop, which is between them, not many more.
 USUAL_READERS = max(2, min(4, os.cpu_count() or 1))
+# What each reader looks at. Taken at once, so that none has to wait for it later.
+LOCK = "LOCK TABLE audit_events, audit_segments, audit_log IN ACCESS SHARE MODE"
+_OPENING_SECONDS = 10.0
+_CLOSE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -64,8 +67,9 @@ async def readers_of(
     A server that grants fewer connections is read by way of those that there are.
 
     Args:
-        connection: in a transaction of isolation repeatable read, the first reader.
-        opening: connects for one block; None where nobody but `connection` can see what it sees.
+        connection: in a transaction of isolation repeatable read that holds the locks of `LOCK`; the first
+            reader.
+        opening: connects; None where nobody but `connection` can see what it sees.
         wanted: number of readers.
         prepare: called with each further one, in its transaction.
     """
@@ -75,12 +79,9 @@ async def readers_of(
             snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
             while readers.count < wanted:
                 try:
-                    other = await stack.enter_async_context(opening())
-                    await other.execute(
-                        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
-                        f"SET TRANSACTION SNAPSHOT '{snapshot}'"  # the server's own word
-                    )
-                    await prepare(other)
+                    # A pooler lets clients in and makes them wait for a server, perhaps for one that we hold.
+                    async with asyncio.timeout(_OPENING_SECONDS):
+                        other = await stack.enter_async_context(_further(opening, snapshot, prepare))
                 except FAILURES as error:
                     _log.warning(
                         "%d of %d connections read the audit trail: %s", readers.count, wanted, told(error)
@@ -88,3 +89,26 @@ async def readers_of(
                     break
                 readers.add(other)
         yield readers
+
+
+@asynccontextmanager
+async def _further(
+    opening: Opening, snapshot: str, prepare: Callable[[Connection], Awaitable[None]]
+) -> AsyncIterator[Connection]:
+    connection = await opening()
+    try:
+        await connection.execute(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+            f"SET TRANSACTION SNAPSHOT '{snapshot}'; "  # the server's own word
+            # Who waits for the tables to be changed would stand behind this, and this behind the first reader
+            # for ever: of that no server knows.
+            f"{LOCK} NOWAIT"
+        )
+        await prepare(connection)
+        yield connection
+    except BaseException:
+        connection.terminate()
+        raise
+    # It has only read: how it ends is of no interest.
+    with suppress(*FAILURES):
+        await connection.close(timeout=_CLOSE_SECONDS)

@@ -115,7 +115,7 @@ class Integrity(Service):
                 raise InvalidArgument("connections", connections, "leave it out where you give a connection")
             return await work(connection)
         database = (await self._state()).database
-        return await self._alone(lambda own: work(own, lambda: lone(database.connect())))
+        return await self._alone(lambda own: work(own, database.connect))
 
     async def prove(self, event_id: UUID | str) -> dict[str, Any]:
         """The proof that an event is in the trail.

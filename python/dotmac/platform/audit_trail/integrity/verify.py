@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dotmac.platform.audit_trail.context import current_audit_context
+from dotmac.platform.audit_trail.database import FAILURES
 from dotmac.platform.audit_trail.integrity.drops import Drops, check_counts, find_drops
 from dotmac.platform.audit_trail.integrity.events import (
-    MANY_EVENTS,
     check_events,
     check_uncovered,
     count_events,
+    readers_for,
 )
 from dotmac.platform.audit_trail.integrity.logs import (
     check_anchors,
@@ -26,7 +28,7 @@ from dotmac.platform.audit_trail.integrity.logs import (
     check_logs,
     check_unsealed,
 )
-from dotmac.platform.audit_trail.integrity.readers import readers_of
+from dotmac.platform.audit_trail.integrity.readers import LOCK, readers_of
 from dotmac.platform.audit_trail.integrity.report import (
     Finding,
     FindingKind,
@@ -168,16 +170,22 @@ async def verify(
         async def prepare(reader: Connection) -> None:
             if own:
                 # Stretches of segments are found by a small index, which the planner would mistrust without
-                # statistics; a statement may take as long as the trail is large.
-                await reader.execute("SET LOCAL enable_seqscan = off; SET LOCAL statement_timeout = 0")
+                # statistics. A statement may take as long as the trail is large, and who is done with a
+                # stretch wait for another one's as long.
+                await reader.execute(
+                    "SET LOCAL enable_seqscan = off; SET LOCAL statement_timeout = 0; "
+                    "SET LOCAL idle_in_transaction_session_timeout = 0"
+                )
             if sight.one_tenant:
                 await name_tenant(reader, tenant_id or "")
 
         await prepare(connection)
+        if own:
+            await connection.execute(LOCK)
 
         async def events() -> None:
             total = await count_events(connection, scope)
-            wanted = connections if own and total >= MANY_EVENTS else 1
+            wanted = min(connections, readers_for(total)) if own else 1
             async with readers_of(connection, opening, wanted, prepare) as readers:
                 await check_events(readers, scope, total)
 
@@ -187,7 +195,8 @@ async def verify(
     except asyncio.CancelledError:
         raise
     except BaseException:
-        await transaction.rollback()
+        with suppress(*FAILURES):  # the first error is the one to tell
+            await transaction.rollback()
         raise
     await transaction.commit()
     report.seconds = time.monotonic() - began
