@@ -21,6 +21,7 @@ import logging
 import multiprocessing
 import os
 import random
+import time
 import uuid
 
 import asyncpg
@@ -510,6 +511,50 @@ async def test_a_key_service_that_is_stuck(migrated_url, unique):
         kms.stuck_at = None
         await log(audit, f"{unique}-6")
         assert await audit.count_events(actions="user.update", user_id=f"{unique}-6") == 1
+
+
+class WaitingKms(Kms):
+    """Not async, as most clients of such services are."""
+
+    seconds = 0.2
+
+    def wrap(self, key, context):
+        time.sleep(self.seconds)
+        handle = os.urandom(16)
+        self.kept[handle] = (key, dict(context))
+        return handle
+
+    def unwrap(self, wrapped, context):
+        time.sleep(self.seconds)
+        return super().unwrap(wrapped, context)
+
+
+async def test_a_key_service_that_waits_blocks_no_loop(migrated_url, unique):
+    kms = WaitingKms("arn:key/3")
+    loop = asyncio.get_running_loop()
+
+    async def longest_gap():
+        gap, before = 0.0, loop.time()
+        try:
+            while True:
+                await asyncio.sleep(0.01)
+                gap, before = max(gap, loop.time() - before), loop.time()
+        except asyncio.CancelledError:
+            return gap
+
+    config = AuditTrailConfig(personal_cache_size=1)
+    async with AuditAggregator(
+        migrated_url, config=config, personal_key=kms, timeout=2, decrypt_personal=True
+    ) as audit:
+        watch = asyncio.create_task(longest_gap())
+        ids = [await log(audit, f"{unique}-{number}") for number in range(3)]
+        for event_id in ids:
+            assert (await audit.get_event(event_id)).personal == {"email": "ada@example.com"}
+        watch.cancel()
+        assert await watch < kms.seconds
+        kms.seconds = 1.5
+        with pytest.raises(KeyServiceUnavailable, match="no answer within 1 s"):
+            await log(audit, f"{unique}-9")
 
 
 async def test_rotation(migrated_url, postgres_database, unique):

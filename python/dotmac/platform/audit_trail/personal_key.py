@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from dotmac.platform.errors import InvalidArgument, KeyServiceUnavailable, MissingExtra, PersonalKeyMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 __all__ = ["KeyRing", "KeyService", "LocalKey", "aes_gcm", "check_key", "new_personal_key"]
 
@@ -26,8 +26,8 @@ _NONCE_BYTES = 12
 
 @runtime_checkable
 class KeyService(Protocol):
-    """Something that wraps keys, such as a KMS. The methods may be async: those that wait for something must
-    be, since the others run in the event loop, where nothing bounds them. Several may be called at once.
+    """Something that wraps keys, such as a KMS. The methods may be async; those that are not run in threads.
+    Several may be called at once.
 
     Attributes: name: of the key that wraps now; stored beside what it wrapped, so that it can be rotated.
     """
@@ -117,7 +117,7 @@ class KeyRing:
     Args:
         current: the key, or None where none is set: then every use raises PersonalKeyMissing.
         older: keys that were current before.
-        timeout: seconds after which an async key service that does not answer is given up.
+        timeout: seconds after which a key service that does not answer is given up.
     """
 
     def __init__(
@@ -162,10 +162,12 @@ class KeyRing:
 
 async def _asked(service: KeyService, what: str, value: bytes, key_id: str, timeout: float | None) -> bytes:
     context = {"purpose": "dotmac audit subject key", "key": key_id}
+    method = getattr(service, what)
     try:
-        found = getattr(service, what)(value, context)
-        if inspect.isawaitable(found):
-            found = await _within(timeout, found)
+        if isinstance(service, LocalKey):  # some microseconds
+            found = method(value, context)
+        else:
+            found = await _within(timeout, _answer(method, value, context))
     except Exception as error:
         raise KeyServiceUnavailable(
             f"key-encryption key {service.name!r} could not {what} a subject's key: "
@@ -176,6 +178,13 @@ async def _asked(service: KeyService, what: str, value: bytes, key_id: str, time
             f"key-encryption key {service.name!r} gave {type(found).__name__}, not bytes"
         )
     return found
+
+
+async def _answer(method: Callable[..., Any], value: bytes, context: Mapping[str, str]) -> Any:
+    if inspect.iscoroutinefunction(method):
+        return await method(value, context)
+    found = await asyncio.to_thread(method, value, context)
+    return await found if inspect.isawaitable(found) else found
 
 
 async def _within(timeout: float | None, answer: Awaitable[bytes]) -> bytes:
