@@ -1,11 +1,11 @@
 """Read and write locks, semaphores, priorities, and locks that are not waited for.
 
 Promises: readers hold a lock together, a writer holds it alone, and a reader behind a waiting writer waits,
-until that one gives up; a reader whose process died does not keep a writer out; no more than its permits hold
-a semaphore, be they tasks, threads or processes, and a permit that is given back goes to the next in order; a
-name serves one kind and one number of permits at a time; higher priorities are served first, those of one
-priority in their order; what is only tried never waits; all of it in tasks, threads, several loops and as
-decorators; an argument that is wrong is refused by name.
+until that one gives up, or its process dies; a reader whose process died does not keep a writer out; no more
+than its permits hold a semaphore, be they tasks, threads or processes, and a permit that is given back goes
+to the next in order; a name serves one kind and one number of permits at a time; higher priorities are served
+first, those of one priority in their order; what is only tried never waits; all of it in tasks, threads,
+several loops and as decorators; an argument that is wrong is refused by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dotmac.platform.errors import InvalidArgument, LockMismatch, LockTimeout
-from support.locks import LIMIT, Partition, manager_at, python, until, wait_until
+from support.locks import HOLDER, LIMIT, Partition, manager_at, python, until, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
     Owners = Callable[..., Owner]
 
+WRITER = """
+import sys
+from support.locks import manager_at
+manager_at(sys.argv[1], sys.argv[2]).write_lock("a", 3.0).acquire_sync()
+"""
 KINDS = pytest.mark.parametrize("kind", ["task", "thread", "process"])
 
 
@@ -73,6 +78,53 @@ async def test_a_writer_that_gives_up_lets_readers_in(owner: Owners, partition: 
     await reader.release("a")
     await holder.release("a")
     assert partition.empty()
+
+
+async def test_a_writer_that_dies_lets_readers_in(valkey_url: str, unique: str, partition: Partition) -> None:
+    """Readers of another process hold the lock all the time."""
+    partition.used_before()
+    async with (
+        manager_at(valkey_url, unique) as locks,
+        # Its address differs, so it is a session of its own.
+        manager_at(f"{valkey_url}?connect_timeout=4", unique) as other,
+        locks.read_lock("a", 3.0),
+    ):
+        writer = python(WRITER, valkey_url, unique)
+        await until(lambda: partition.queued() == 1)
+        reader = other.read_lock("a", 3.0)
+        reading = asyncio.create_task(reader.acquire())
+        await until(lambda: partition.queued() == 2)
+        writer.kill()
+        writer.communicate()
+        assert await asyncio.wait_for(reading, LIMIT)
+        await reader.release()
+
+
+@pytest.mark.parametrize("turn", range(4))
+async def test_all_readers_follow_a_writer_that_died(
+    valkey_url: str, unique: str, partition: Partition, turn: int
+) -> None:
+    """Whichever of them finds that it has died."""
+    partition.used_before()
+    async with (
+        manager_at(valkey_url, unique) as locks,
+        manager_at(f"{valkey_url}?connect_timeout=4", unique) as other,
+    ):
+        holder = python(HOLDER, valkey_url, unique)
+        assert holder.stdout is not None
+        await asyncio.to_thread(holder.stdout.readline)
+        readers = [locks.read_lock("a", 2.0), other.read_lock("a", 2.0)]
+        reading = []
+        for number, reader in enumerate(readers, 1):
+            reading.append(asyncio.create_task(reader.acquire()))
+            await until(lambda number=number: partition.queued() == number)
+        await asyncio.sleep(0.1 * turn)
+        holder.kill()
+        holder.communicate()
+        assert await asyncio.wait_for(reading[0], LIMIT)
+        assert await asyncio.wait_for(reading[1], 2.0)
+        for reader in readers:
+            await reader.release()
 
 
 async def test_dead_readers_do_not_keep_a_writer_out(owner: Owners, partition: Partition) -> None:

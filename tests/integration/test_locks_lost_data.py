@@ -193,6 +193,53 @@ async def test_a_holder_that_comes_back_too_late_is_told(own_valkey: EmbeddedVal
                 await lock.release()
 
 
+@pytest.mark.parametrize("make", ["read_lock", "semaphore"])
+async def test_who_asks_in_the_grace_joins_those_who_take_back(
+    own_valkey: EmbeddedValkey, unique: str, make: str
+) -> None:
+    view = Partition(own_valkey.url, unique)
+    more = {"read_lock": {}, "semaphore": {"permits": 3}}[make]
+    async with (
+        manager_at(own_valkey.url, unique) as locks,
+        manager_at(f"{own_valkey.url}?connect_timeout=4", unique) as other,
+        getattr(locks, make)("a", timeout=5.0, **more),
+        other.acquire_lock("b"),
+    ):
+        view.client.flushall()
+        await until(lambda: view.held() == 3)
+        late = getattr(other, make)("a", timeout=5.0, **more)
+        assert await asyncio.wait_for(late.acquire(), 8)
+        await late.release()
+    view.client.close()
+
+
+@pytest.mark.skipif(LIBRARY is None, reason=MISSING)
+@pytest.mark.parametrize("known", [True, False], ids=["session kept", "session lost"])
+async def test_tokens_increase_though_the_first_one_was_lost(
+    tmp_path: Path, unique: str, known: bool
+) -> None:
+    """The data are of the same life, from before the first token was given out, and the clock is behind."""
+    with ClockedValkey(tmp_path / "valkey") as server:
+        view = Partition(server.url, unique)
+        view.used_before()
+        async with manager_at(server.url, unique) as locks:
+            await locks.list_locks()
+            await until(lambda: view.sessions() == 1)
+            if not known:
+                view.client.delete(f"{view.tag}:s", f"{view.tag}:x")
+            view.client.save()
+            tokens = []
+            for _ in range(2):
+                async with locks.acquire_lock("a") as lock:
+                    tokens.append(lock.fencing_token)
+                if len(tokens) == 1:
+                    server.kill()
+                    server.clock.step(-60)
+                    await asyncio.to_thread(server.start)
+            assert tokens[0] < tokens[1]
+        view.client.close()
+
+
 @pytest.mark.skipif(LIBRARY is None, reason=MISSING)
 async def test_newcomers_stand_behind_all_places_of_the_lost_data(tmp_path: Path, unique: str) -> None:
     """Also behind those that are not taken up again yet, though the server's clock was set back meanwhile."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dotmac.platform.errors import InvalidArgument, LockLost, LockNotOffered, LockNotOwned
-from support.locks import LIMIT, Partition, python, until
+from support.locks import LIMIT, Partition, manager_at, python, until
+from support.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,6 +218,59 @@ async def test_an_offer_that_nobody_takes_up_leaves_nothing_behind(
     await beside.release("a")
     assert partition.held() == 2, "the lock, and who has offered it"
     await until(partition.empty)
+
+
+async def test_an_offer_that_comes_too_late_leaves_the_lock_free(
+    valkey_url: str, unique: str, owner: Owners, partition: Partition
+) -> None:
+    """The server refuses it; and the heartbeat behind it must not bring the lease to life again, which nobody
+    would give back."""
+    with Proxy(valkey_url) as proxy:
+        async with manager_at(proxy.url, unique) as cut_off:
+            lock = cut_off.acquire_lock("a", 1.0)
+            await lock.acquire()
+            heartbeats = cut_off.stats()["heartbeats"]
+            await until(lambda: cut_off.stats()["heartbeats"] > heartbeats)
+            proxy.stall()
+            await asyncio.sleep(0.05)
+            offering = asyncio.create_task(lock.offer(5.0))
+            await asyncio.sleep(1.4)
+            proxy.flow()
+            with pytest.raises(LockLost):
+                await offering
+            other = owner()
+            assert await asyncio.wait_for(other.acquire("acquire_lock", "a"), 5)
+            await other.release("a")
+            assert partition.empty()
+
+
+@pytest.mark.parametrize(("length", "within"), [(0.5, 20.0), (60.0, 2.0)])
+async def test_an_extension_that_an_offer_has_overtaken(
+    valkey_url: str, unique: str, owner: Owners, partition: Partition, length: float, within: float
+) -> None:
+    """Both were lost with the connection, and the offer is sent again first: it stands for its own time."""
+    with Proxy(valkey_url) as proxy:
+        async with manager_at(proxy.url, unique) as locks, manager_at(valkey_url, unique) as adopter:
+            lock = locks.acquire_lock("a", 10.0)
+            await lock.acquire()
+            proxy.stall()
+            await asyncio.sleep(0.05)
+            extending = asyncio.ensure_future(lock.extend(length))
+            await asyncio.sleep(0.05)
+            offering = asyncio.ensure_future(lock.offer(within))
+            await asyncio.sleep(0.05)
+            proxy.drop()
+            proxy.flow()
+            _, token = await asyncio.gather(extending, offering, return_exceptions=True)
+            assert isinstance(token, str)
+            if within > length:
+                await asyncio.sleep(length + 0.2)
+                await (await adopter.adopt(token)).release()
+            else:
+                waiter = owner()
+                assert await asyncio.wait_for(waiter.acquire("acquire_lock", "a"), within + 2)
+                await waiter.release("a")
+    assert partition.empty()
 
 
 @pytest.mark.parametrize(

@@ -487,7 +487,7 @@ impl Client {
             mode,
             sid: self.sid.to_string(),
             knew: (self.session.epoch.clone())
-                .filter(|_| mode == Mode::Open)
+                .filter(|_| mode != Mode::Keep)
                 .map(|epoch| (epoch, self.session.last_number)),
             gen_: self.session.gen_,
             stamp: now,

@@ -137,8 +137,8 @@ pub struct Heartbeat {
     pub mode: Mode,
     /// Session.
     pub sid: String,
-    /// The life of the data that this client knew before, and the last token that it ever heard of, where a new
-    /// session opens.
+    /// The life of the data that this client knew before, and the last number that it ever heard of, where a session
+    /// opens or is resumed.
     pub knew: Option<(String, u64)>,
     /// Generation of the connection.
     pub gen_: u64,

@@ -166,6 +166,7 @@ impl State {
                         a.format(*fence).as_bytes(),
                         b.format(within / 1000).as_bytes(),
                         sid.as_bytes(),
+                        c.format(self.client.session.gen_).as_bytes(),
                         inbox,
                     ],
                 );
@@ -325,7 +326,8 @@ impl State {
         let mode = match (heartbeat.mode, &heartbeat.knew) {
             (Mode::Open, None) => String::from("n"),
             (Mode::Open, Some((epoch, last_number))) => format!("k{epoch} {last_number}"),
-            (Mode::Resume, _) => String::from("r"),
+            (Mode::Resume, None) => String::from("r"),
+            (Mode::Resume, Some((epoch, last_number))) => format!("r{epoch} {last_number}"),
             (Mode::Keep, _) => String::from("h"),
         };
         let server = if opening {

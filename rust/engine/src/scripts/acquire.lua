@@ -114,7 +114,7 @@ enter(request, owners, name .. '\0' .. rank .. '\0' .. owners .. '\0' .. sid .. 
 if grace > 0 then
   look_after(name, grace_ends)
 elseif h and not waited_for(h) then
-  look_after(name, now + rest)
+  look_after(name, next_look(h, now, rest))
 end
 if h then mark(name, h, true) else redis.call('HSET', KEYS[2], name, NOBODY) end
 -- Those who waited through a grace, and nobody has looked at since.

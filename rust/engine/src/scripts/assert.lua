@@ -14,7 +14,7 @@ for i = 3, #ARGV - 9, 9 do
   local rec, field, h = held_under(name, fence)
   local _, by, its
   if rec then _, _, by, _, _, its = parse(rec) end
-  if by == ARGV[1] then
+  if by == ARGV[1] and its ~= 'offered' then
     reply[#reply + 1] = fence
   elseif open and (not rec or its == 'offered') then
     -- What was lost with the grant: that the request had left the queue; then it may have been granted anew. Or that
@@ -35,8 +35,9 @@ for i = 3, #ARGV - 9, 9 do
       hold(name, h, mode, fence, record(mode == 'x' and waits and '+' or '-', fence, ARGV[i + 2], ARGV[1], ARGV[i + 3],
         ends, ARGV[i + 5], ARGV[i + 6], ARGV[i + 8]))
       if waits then
-        if mode ~= 'x' then mark(name, redis.call('HGET', KEYS[2], name), true) end
-        look_after(name, now + ARGV[i + 3])
+        local at = redis.call('HGET', KEYS[2], name)
+        if mode ~= 'x' then at = mark(name, at, true) end
+        look_after(name, next_look(at, now, tonumber(ARGV[i + 3])))
       end
       highest = math.max(highest, tonumber(fence))
       reply[#reply + 1] = fence

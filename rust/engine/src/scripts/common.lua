@@ -21,6 +21,8 @@ local GAP = 2000
 -- The clock is stored this often at least, by the heartbeats; a script that finds it younger leaves it.
 local FRESH = 200
 local SEEDED = 1000000000000000
+-- Scores in the expiry set of those that are put aside begin here.
+local DEAD = 1000000000000000
 
 -- Milliseconds in which those who wait have to answer when the holder has died, to be given the lock.
 local ROLL_CALL = 15
@@ -129,6 +131,16 @@ end
 -- A holder may stop renewing long before its session ends: some heartbeat has to look at the lock then.
 local function look_after(name, at) redis.call('ZADD', KEYS[6], 'LT', text(at), '!' .. name) end
 
+-- When to look at a lock that is waited for and whose first holder has that long left. Who could join several holders may
+-- stand behind one who has fallen silent.
+local function next_look(h, now, rest) return math.max(now + (several(h) and math.min(rest, CLAIM) or rest), grace_ends) end
+
+-- True of a session that is put aside, or forgotten.
+local function is_dead(sid)
+  local ends = redis.call('ZSCORE', KEYS[6], sid)
+  return not ends or tonumber(ends) >= DEAD
+end
+
 -- Milliseconds that the lease of a RECORD has left; zero or less when it has ended.
 local function left(h, now)
   local _, _, sid, timeout, deadline = parse(h)
@@ -221,11 +233,11 @@ local function revoke(h, reason)
   tell(sid, fence, reason)
 end
 
--- Takes away what has ended; what stands under the name then, whether anything was taken, the milliseconds until the
--- first of the others ends, unless it is renewed, and whether one of them is offered, which nobody's session looks after.
+-- Takes away what has ended; what stands under the name then, whether anything was taken, and the milliseconds until
+-- the first of the others ends, unless it is renewed.
 local function prune(name, h, now)
   local records, fields = holders(name, h)
-  local taken, rest, offered = false, math.huge, false
+  local taken, rest = false, math.huge
   for i, rec in ipairs(records) do
     local its = left(rec, now)
     if its <= 0 then
@@ -234,10 +246,9 @@ local function prune(name, h, now)
       taken = true
     else
       rest = math.min(rest, its)
-      offered = offered or select(6, parse(rec)) == 'offered'
     end
   end
-  return h, taken, rest == math.huge and 0 or rest, offered
+  return h, taken, rest == math.huge and 0 or rest
 end
 
 local function waiter(w)

@@ -1,18 +1,19 @@
 -- ARGV 1 sid 2 gen 3 stamp 4 longest lease ms
 --      5 mode: "n" open a new session, "k"epoch number the same by one who knew that life of the data, and which token or
---        rank it had given out last, "r" resume one, "h" keep it
+--        rank it had given out last, "r"epoch number resume one, "h" keep it
 --      6 who it is (JSON, where opened) 7 revocations acknowledged, as they were sent
 --      8 which process serves, where opened or resumed 9.. pairs lock, fence that are claimed; last: prefix of the inbox channels
 -- Replies {1, epoch, stamp, revocations, ms until something comes due or -1, 1 where leases can be taken back,
 --          the last token or rank given out, accepted fences...}; {0, epoch} no such session; {-3} older generation
-local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH, DEAD = 3000, 700, 5, 10000, 50, 1000000000000000
+local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH = 3000, 700, 5, 10000, 50
 -- Numbers that may have been given out since somebody was told of the last one.
 local UNHEARD = 1000000
 local sid, gen, stamp, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]:sub(1, 1)
 local now = judge(KEYS[5], true)
-local m = redis.call('HMGET', KEYS[5], 'e', 'i', 'y', 'b', 'f', 't')
-local epoch, taking_back, numbers = m[1], tonumber(m[3]) or 0, {f = tonumber(m[5]) or 0, t = tonumber(m[6]) or 0}
-local knew, told = ARGV[5]:match('^k(%d+) (%d+)$')
+local m = redis.call('HMGET', KEYS[5], 'e', 'i', 'y', 'b', 'f', 't', 'a')
+local epoch, taking_back = m[1], tonumber(m[3]) or 0
+local last = math.max(tonumber(m[5]) or 0, tonumber(m[6]) or 0, tonumber(m[7]) or 0)
+local knew, told = ARGV[5]:match('^[kr](%d+) (%d+)$')
 told = tonumber(told) or 0
 
 -- Until then nothing is granted, so that those who held something before the data was lost can take it back.
@@ -31,7 +32,7 @@ if not epoch then
   elseif (tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(%-?%d+)')) or 0) < YOUNG then
     wait_until(now + SHORT_GRACE)
   end
-elseif mode == 'k' and knew ~= epoch and numbers.f < SEEDED then
+elseif mode == 'k' and knew ~= epoch and (tonumber(m[5]) or 0) < SEEDED then
   local ends = (tonumber(m[4]) or 0) + GRACE
   if ends > now then wait_until(ends) end
 end
@@ -39,15 +40,16 @@ if ARGV[8] ~= '' and m[1] and m[2] ~= ARGV[8] then
   -- Another process serves the same data, perhaps without the last of it: numbers that it gave out are not given again.
   taking_back = now + TAKING_BACK
   redis.call('HSET', KEYS[5], 'i', ARGV[8], 'y', text(taking_back))
-  for counter, last in pairs(numbers) do
-    if last >= SEEDED then
-      numbers[counter] = math.max(micros(), last + UNHEARD)
-      redis.call('HSET', KEYS[5], counter, text(numbers[counter]))
-    end
-  end
+  -- Where a sweep has come to is a place in the memory of that process.
+  redis.call('HDEL', KEYS[5], 'c')
+  if last >= SEEDED then told = math.max(told, last, micros() - UNHEARD) end
 end
--- The lost data's numbers may be ahead of the clock, which may have been stepped back since they were begun.
-if mode == 'k' and knew ~= epoch and told >= SEEDED then numbers_above(KEYS[5], told + UNHEARD) end
+-- Numbers that were given out may be ahead of the data, and of the clock, which may have been stepped back since.
+if told >= SEEDED then
+  if knew ~= epoch or taking_back > now then told = told + UNHEARD end
+  numbers_above(KEYS[5], told)
+  last = math.max(last, told)
+end
 
 local s = redis.call('HGET', KEYS[1], sid)
 if s then
@@ -70,13 +72,24 @@ end
 local accepted = {}
 for i = 9, #ARGV - 2, 2 do
   local h, field = held_under(ARGV[i], ARGV[i + 1])
+  local _, by, its
+  if h then _, _, by, _, _, its = parse(h) end
   -- After a failover it may still be his who has offered it to this session.
-  if h and select(3, parse(h)) == sid then
+  if by == sid and its ~= 'offered' then
     local flag = h:byte(1)
     if flag == 117 then redis.call('HSET', KEYS[2], field, '-' .. h:sub(2))
     elseif flag == 85 then redis.call('HSET', KEYS[2], field, '+' .. h:sub(2)) end
     accepted[#accepted + 1] = ARGV[i + 1]
   end
+end
+
+-- True where nobody's session ends the lease of one of those who hold it: it is offered, or its session is dead.
+local function unattended(name, h)
+  for _, rec in ipairs((holders(name, h))) do
+    local _, _, by, _, _, its = parse(rec)
+    if its == 'offered' or is_dead(by) then return true end
+  end
+  return false
 end
 
 -- What has come due: locks that are waited for, and sessions.
@@ -88,14 +101,18 @@ for _, member in ipairs(members) do
   else
     local name = member:sub(2)
     redis.call('ZREM', KEYS[6], member)
-    local h, taken, rest, offered = prune(name, redis.call('HGET', KEYS[2], name), now)
+    local h, taken, rest = prune(name, redis.call('HGET', KEYS[2], name), now)
     if taken or not h or nobody(h) then
       if taken and not h and grace_ends <= now then h = call_waiters(name, now) end
       serve(name, h, now)
       -- Those who still hold it are looked after as before.
-      if rest > 0 then look_after(name, math.max(now + rest, grace_ends)) end
-    elseif waited_for(h) or offered then
-      look_after(name, math.max(now + rest, grace_ends))
+      if rest > 0 then look_after(name, math.max(now + math.min(rest, CLAIM), grace_ends)) end
+    elseif waited_for(h) then
+      -- Whoever comes first may join them since: one ahead has fallen silent, or a grace is over.
+      if several(h) then serve(name, h, now) end
+      look_after(name, next_look(h, now, rest))
+    elseif unattended(name, h) then
+      look_after(name, now + rest)
     end
   end
 end
@@ -107,9 +124,12 @@ if redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), '+inf', 'LIMIT', 0, 1)[1] th
   local page = redis.call('HSCAN', KEYS[2], cursor, 'COUNT', 20)
   for i = 1, #page[2], 2 do
     local field, rec = page[2][i], page[2][i + 1]
+    local name, rest = field:match('^[^%z]*'), several(rec) and 1 or left(rec, now)
+    if rest > 0 then
+      -- Its session forgets it, or is forgotten, before it ends.
+      if not several(rec) and is_dead(select(3, parse(rec))) then look_after(name, now + rest) end
     -- A page may name an entry twice: the second time it is somebody else's.
-    if not several(rec) and left(rec, now) <= 0 and redis.call('HGET', KEYS[2], field) == rec then
-      local name = field:match('^[^%z]*')
+    elseif redis.call('HGET', KEYS[2], field) == rec then
       revoke(rec, 'expired')
       local h = drop(name, redis.call('HGET', KEYS[2], name), field)
       if not h and grace_ends <= now then h = call_waiters(name, now) end
@@ -120,8 +140,13 @@ if redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), '+inf', 'LIMIT', 0, 1)[1] th
   if page[1] == '0' then
     local begun = text(DEAD + redis.call('HGET', KEYS[5], 'p'))
     for _, d in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), begun, 'LIMIT', 0, BATCH)) do
-      redis.call('HDEL', KEYS[1], d, '@' .. d, '!' .. d)
-      redis.call('ZREM', KEYS[6], d)
+      -- What it had asked for may come late, and be granted behind the sweep: so there is another one, when it can no
+      -- longer be.
+      if redis.call('HDEL', KEYS[1], d, '@' .. d, '!' .. d) > 0 then
+        redis.call('ZADD', KEYS[6], text(DEAD + now), d)
+      else
+        redis.call('ZREM', KEYS[6], d)
+      end
     end
   end
 end
@@ -133,4 +158,4 @@ else
   local next_one = redis.call('ZRANGEBYSCORE', KEYS[6], '(' .. text(now), '(' .. text(DEAD), 'WITHSCORES', 'LIMIT', 0, 1)
   if next_one[2] then due = math.ceil(tonumber(next_one[2]) - now) end
 end
-return {1, epoch, text(stamp), taken or '', due, taking_back > now and 1 or 0, math.max(numbers.f, numbers.t), unpack(accepted)}
+return {1, epoch, text(stamp), taken or '', due, taking_back > now and 1 or 0, last, unpack(accepted)}

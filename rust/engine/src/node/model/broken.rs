@@ -47,8 +47,8 @@ impl Broken {
                 ),
                 (
                     None,
-                    "return priority .. text(n)",
-                    "return priority .. text(9000000000000000 - n)",
+                    "return priority .. text(next_number(meta, 't'))",
+                    "return priority .. text(9000000000000000 - next_number(meta, 't'))",
                 ),
             ],
             Self::GrantStamp => &[
@@ -76,7 +76,7 @@ impl Broken {
             Self::Grace => &[(None, "grace_ends = math.max(grace_ends, ends)", "ends = 0")],
             Self::Fences => &[
                 (None, "if f >= 1000000000000000 then", "if f >= 0 then"),
-                (None, "if f < SEEDED then", "if f < 0 then"),
+                (None, "if n < SEEDED then", "if n < 0 then"),
             ],
         }
     }
