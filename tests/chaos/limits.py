@@ -12,6 +12,9 @@ those who knew the data has opened, and said which tokens it had heard of.
 A server that takes over from another may lack the last writes. What nobody else was granted by then is taken
 back; else the older holder is told by its next heartbeat, too.
 
+Where a holder has not given back, those who wait are called, and who does not answer in time is passed over
+once.
+
 Never may anybody believe beyond its own deadline, which needs no excuse to end it.
 """
 

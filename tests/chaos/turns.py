@@ -119,11 +119,28 @@ def _overtaken(history: History, verdict: Verdict, first: Attempt, second: Attem
     verdict.counts["places in queues compared"] += 1
     if lost:
         verdict.counts["places in queues compared over lost data"] += 1
-    if first.fence is None and _may_have_held(first, second.held):
-        return False
+    soon = over <= second.held + SETTLED
     if first.fence is None:
-        return over > second.held + SETTLED
+        return not (soon or _may_have_held(first, second.held))
+    if soon and fence_of(first) > fence_of(second) and _lease_ran_out(history, second):
+        verdict.counts["slow to answer a roll call"] += 1
+        return False
     return fence_of(first) > fence_of(second)
+
+
+def _lease_ran_out(history: History, second: Attempt) -> bool:
+    """Somebody may have held it who did not give it back. Then those who wait are called, and who is slow to
+    answer is passed over, once: it asks again at once, and has its old place."""
+    assert second.held is not None
+    return any(
+        attempt.lock == second.lock
+        and attempt is not second
+        and attempt.left is None
+        and attempt.asked < second.held
+        and (attempt.ended or history.end) > second.held
+        and (history.process(attempt.worker).killed or attempt.how in ("unavailable", "lost"))
+        for attempt in history.attempts
+    )
 
 
 def _may_have_held(attempt: Attempt, until: int) -> bool:

@@ -202,6 +202,22 @@ def test_pushing_in_before_one_that_was_never_granted() -> None:
     assert rules(history) == []
 
 
+def test_who_is_slow_to_answer_when_a_holder_has_died_is_passed_over_once() -> None:
+    history = overtaken()
+    dead = history.attempts[0]
+    dead.left = dead.ended = None
+    dead.how = ""
+    history.process("worker-00-0").killed, history.process("worker-00-0").died = True, at(2)
+    history.process("worker-00-0").said_goodbye, history.process("worker-00-0").status = False, None
+    verdict = check(history)
+    assert verdict.violations == []
+    assert verdict.counts["slow to answer a roll call"] == 1
+    # Then it has its place back, and nobody else comes before it.
+    waiting = history.attempts[1]
+    waiting.held = waiting.acted = waiting.promised = at(6.5)
+    assert rules(history) == ["overtaken"]
+
+
 def test_a_higher_priority_goes_first() -> None:
     history = overtaken()
     history.attempts[2].priority = 5
