@@ -134,6 +134,54 @@ def test_more_silent_ones_than_one_script_passes_over(scripts: Scripts) -> None:
     assert sorted(record[3] for record in scripts.holders().values()) == [b"A", b"H"]
 
 
+@pytest.mark.parametrize("kind", ["k1", "s"])
+def test_who_is_silent_before_his_turn_keeps_his_place(scripts: Scripts, kind: str) -> None:
+    """A full semaphore, and readers for whom only writers wait: nobody could be served in their place."""
+    for sid in ("H", "W", "V"):
+        scripts.heartbeat(sid, "n")
+    holding = scripts.acquire("a", "H", 1, unusual=kind)[1]
+    waits = kind if kind != "s" else ""
+    assert scripts.acquire("a", "W", 1, unusual=waits, timeout=600)[0] == 2
+    assert scripts.acquire("a", "V", 1, unusual=waits)[0] == 2
+    pass_time(scripts, 9, "H", "V")
+    pass_time(scripts, 1, "H", "V", "W")
+    scripts.release("a", holding)
+    assert [record[3] for record in scripts.holders().values()] == [b"W"]
+
+
+def test_who_is_passed_over_for_others_gets_his_place_back(scripts: Scripts) -> None:
+    """A silent writer ahead of a reader, beside a reader that holds."""
+    for sid in ("H", "W", "R"):
+        scripts.heartbeat(sid, "n")
+    holding = scripts.acquire("a", "H", 1, unusual="s")[1]
+    place = scripts.acquire("a", "W", 1)[2].decode()
+    scripts.acquire("a", "R", 1, unusual="s")
+    pass_time(scripts, 7, "H", "R")
+    assert sorted(record[3] for record in scripts.holders().values()) == [b"H", b"R"]
+    assert scripts.heartbeat("W")[3] == b"1 late;"
+    scripts.acquire("a", "R", 2)
+    scripts.acquire("a", "W", 2, waiting=f"5000 y 0 {place}")
+    for record in list(scripts.holders().values()):
+        scripts.release("a", int(record[1]))
+    assert holding
+    assert [record[5] for record in scripts.holders().values()] == [b"W:2"]
+
+
+def test_an_offer_of_what_has_outlived_its_session(scripts: Scripts) -> None:
+    """Its giver forgets it, whatever the answer: so it is free."""
+    scripts.heartbeat("S.0", "n")
+    scripts.heartbeat("O.0", "n")
+    fence = scripts.acquire("a", "S.0", 1, timeout=3_600_000, unusual="@")[1]
+    scripts.heartbeat("S.0")
+    pass_time(scripts, 60, "O.0")
+    assert scripts.heartbeat("S.0")[0] == 0
+    scripts.heartbeat("S.1", "n")
+    assert scripts.call("offer", "a", fence, 5000, "O.0", 1) == 0
+    assert scripts.holders(), "it was not its to offer"
+    assert scripts.call("offer", "a", fence, 5000, "S.1", 1) == 0
+    assert not scripts.holders()
+
+
 # ---- random walks
 
 

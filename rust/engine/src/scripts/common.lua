@@ -132,8 +132,11 @@ end
 local function look_after(name, at) redis.call('ZADD', KEYS[6], 'LT', text(at), '!' .. name) end
 
 -- When to look at a lock that is waited for and whose first holder has that long left. Who could join several holders may
--- stand behind one who has fallen silent.
-local function next_look(h, now, rest) return math.max(now + (several(h) and math.min(rest, CLAIM) or rest), grace_ends) end
+-- stand behind one who falls silent; the more they are, the longer a look takes, and the seldomer there is one.
+local function next_look(h, now, rest)
+  if several(h) then rest = math.min(rest, CLAIM * math.max(1, tonumber(h:match('%z(%d+)$')) / 100)) end
+  return math.max(now + rest, grace_ends)
+end
 
 -- True of a session that is put aside, or forgotten.
 local function is_dead(sid)
@@ -302,8 +305,11 @@ local function leave_queue(request, w)
   leave(request, w.owners)
 end
 
--- The same, noting whom to tell of a place that is lost.
-local function hand_on(name, h, now, notes)
+-- Too long silent to be given anything.
+local function is_silent(w, seen, now) return not seen or seen + math.min(tonumber(w.timeout), CLAIM) <= now end
+
+-- As `serve`, noting whom to tell of a place that is lost, and why.
+local function hand_on(name, h, now, notes, why)
   local passed = 0
   local function pass_over(w, request, reason)
     passed = passed + 1
@@ -350,9 +356,9 @@ local function hand_on(name, h, now, notes)
     else
       local w = waiter(raw)
       local seen, stamp = seen_of(w.sid)
-      if not seen or seen + math.min(tonumber(w.timeout), CLAIM) <= now then
-        -- Too long silent to be given anything; if its session comes back, it has to ask again.
-        pass_over(w, request, 'dropped')
+      if is_silent(w, seen, now) then
+        -- If its session comes back, it has to ask again.
+        pass_over(w, request, why)
       elseif called and seen < called then
         if now < called + ROLL_CALL then
           look_after(name, called + ROLL_CALL)
@@ -380,10 +386,10 @@ local function hand_on(name, h, now, notes)
 end
 
 -- Hands the lock to those who wait, in their order, as far as it can be had; h is what stands under its name. True where
--- somebody else stands under it then.
-local function serve(name, h, now)
+-- somebody else stands under it then. Who is passed over for his silence loses his place; told "late", he gets it back.
+local function serve(name, h, now, why)
   local notes = {}
-  local done = hand_on(name, h, now, notes)
+  local done = hand_on(name, h, now, notes, why or 'dropped')
   for sid, its in pairs(notes) do tell_all(sid, its) end
   return done
 end

@@ -5,7 +5,7 @@
 --      8 which process serves, where opened or resumed 9.. pairs lock, fence that are claimed; last: prefix of the inbox channels
 -- Replies {1, epoch, stamp, revocations, ms until something comes due or -1, 1 where leases can be taken back,
 --          the last token or rank given out, accepted fences...}; {0, epoch} no such session; {-3} older generation
-local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH = 3000, 700, 5, 10000, 50
+local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH, BURIED, RECORDS = 3000, 700, 5, 10000, 50, 200, 1000
 -- Numbers that may have been given out since somebody was told of the last one.
 local UNHEARD = 1000000
 local sid, gen, stamp, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]:sub(1, 1)
@@ -83,36 +83,66 @@ for i = 9, #ARGV - 2, 2 do
   end
 end
 
--- True where nobody's session ends the lease of one of those who hold it: it is offered, or its session is dead.
+-- Milliseconds until the first lease ends that nobody's session ends: it is offered, or its session is dead. None if there
+-- is no such lease.
 local function unattended(name, h)
+  local first
   for _, rec in ipairs((holders(name, h))) do
     local _, _, by, _, _, its = parse(rec)
-    if its == 'offered' or is_dead(by) then return true end
+    if its == 'offered' or is_dead(by) then first = math.min(first or math.huge, left(rec, now)) end
   end
-  return false
+  return first
+end
+
+-- True where somebody could join those who hold it, but for those ahead of him who are silent; or too many of these.
+local function held_up(name, h)
+  if not joins(h, h:match('^.(.-)%z')) then return false end
+  local from, size = 0, 1
+  while from < PASSED do
+    local some = redis.call('ZRANGEBYLEX', KEYS[3], '[' .. name .. '\0', '(' .. name .. '\1', 'LIMIT', from, size)
+    for _, member in ipairs(some) do
+      local raw = redis.call('HGET', KEYS[4], 'r' .. member:match('([^%z]*)$'))
+      if not raw then return true end
+      local w = waiter(raw)
+      if joins(h, w.mode) then return true end
+      if not is_silent(w, seen_of(w.sid), now) then return false end
+    end
+    if #some < size then return false end
+    from, size = from + size, PASSED
+  end
+  return true
 end
 
 -- What has come due: locks that are waited for, and sessions.
 -- The dead are put aside, where the scores of the living end, until their leases were found; a heartbeat brings one back.
 local members = redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', now, 'LIMIT', 0, BATCH)
+local looked_at, enough = 0, false
 for _, member in ipairs(members) do
+  if looked_at > RECORDS then
+    -- The rest in the next heartbeat, or the server would serve nobody else meanwhile.
+    enough = true
+    break
+  end
   if member:byte(1) ~= 33 then
     redis.call('ZADD', KEYS[6], text(DEAD + now), member)
   else
     local name = member:sub(2)
     redis.call('ZREM', KEYS[6], member)
-    local h, taken, rest = prune(name, redis.call('HGET', KEYS[2], name), now)
+    local h, taken, rest = redis.call('HGET', KEYS[2], name)
+    looked_at = looked_at + (h and several(h) and tonumber(h:match('%z(%d+)$')) or 1)
+    h, taken, rest = prune(name, h, now)
     if taken or not h or nobody(h) then
       if taken and not h and grace_ends <= now then h = call_waiters(name, now) end
       serve(name, h, now)
       -- Those who still hold it are looked after as before.
-      if rest > 0 then look_after(name, math.max(now + math.min(rest, CLAIM), grace_ends)) end
+      if rest > 0 then look_after(name, next_look(h, now, rest)) end
     elseif waited_for(h) then
       -- Whoever comes first may join them since: one ahead has fallen silent, or a grace is over.
-      if several(h) then serve(name, h, now) end
+      if several(h) and held_up(name, h) then serve(name, h, now, 'late') end
       look_after(name, next_look(h, now, rest))
-    elseif unattended(name, h) then
-      look_after(name, now + rest)
+    else
+      local ends = unattended(name, h)
+      if ends then look_after(name, now + ends) end
     end
   end
 end
@@ -139,7 +169,7 @@ if redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), '+inf', 'LIMIT', 0, 1)[1] th
   redis.call('HSET', KEYS[5], 'c', page[1])
   if page[1] == '0' then
     local begun = text(DEAD + redis.call('HGET', KEYS[5], 'p'))
-    for _, d in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), begun, 'LIMIT', 0, BATCH)) do
+    for _, d in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), begun, 'LIMIT', 0, BURIED)) do
       -- What it had asked for may come late, and be granted behind the sweep: so there is another one, when it can no
       -- longer be.
       if redis.call('HDEL', KEYS[1], d, '@' .. d, '!' .. d) > 0 then
@@ -152,7 +182,7 @@ if redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), '+inf', 'LIMIT', 0, 1)[1] th
 end
 
 local due = -1
-if #members == BATCH then
+if enough or #members == BATCH then
   due = 0
 else
   local next_one = redis.call('ZRANGEBYSCORE', KEYS[6], '(' .. text(now), '(' .. text(DEAD), 'WITHSCORES', 'LIMIT', 0, 1)

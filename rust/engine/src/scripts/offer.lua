@@ -7,10 +7,12 @@ if (redis.call('HGET', KEYS[1], ARGV[4]) or ''):match('^%d+') ~= ARGV[5] then re
 local rec, field, at = held_under(ARGV[1], ARGV[2])
 if not rec then return 0 end
 local fence, owner, sid, timeout, _, its, since, where = parse(rec)
-if sid ~= ARGV[4] then return 0 end
+-- A lease of a fixed length may outlive its session, which is known by another number since.
+local outlived = its ~= 'offered' and not seen_of(sid) and sid:match('^(.*)%.') == ARGV[4]:match('^(.*)%.')
+if sid ~= ARGV[4] and not outlived then return 0 end
 if its == 'offered' then return 1 end
 local now = judge(KEYS[5])
-if left(rec, now) <= 0 then
+if outlived or left(rec, now) <= 0 then
   -- Its giver holds it no longer, and does not give it back either. The next heartbeat would bring it to life again.
   local waited = waited_for(at)
   local h = drop(ARGV[1], at, field)
