@@ -69,9 +69,9 @@ class SeveralLocks:
     async def acquire(self, *, blocking: bool = True, blocking_timeout: float | None = None) -> bool:
         """Acquires all of them, or none.
 
-        Args, Returns, Raises: as `DistributedLock.acquire`; the time is for all of them together.
-
-        Raises: LockLost: one had ended by the time that the last was had; the others are given back.
+        Args, Returns: as `DistributedLock.acquire`; the time is for all of them together.
+        Raises: as there. LockLost: one had ended by the time that the last was had; the others are given
+            back.
         """
         left = self._left(blocking, blocking_timeout)
         self._not_yet()
