@@ -111,38 +111,7 @@ impl State {
         let mut b = itoa::Buffer::new();
         let mut c = itoa::Buffer::new();
         match command {
-            Command::Acquire(id) => {
-                let Some(request) = self.client.request(*id) else {
-                    return false;
-                };
-                let (ask, sid, rank) = (
-                    request.ask.clone(),
-                    request.sid.clone(),
-                    request.rank.clone(),
-                );
-                let number = numbered(&sid, *id);
-                let owners = self.owners(&ask);
-                let unusual = self.unusual(*id, &ask);
-                let waiting = self.waiting(&ask, rank.as_deref());
-                self.write_script(
-                    Script::Acquire,
-                    None,
-                    &[
-                        ask.name.as_bytes(),
-                        sid.as_bytes(),
-                        a.format(self.client.session.gen_).as_bytes(),
-                        owners.as_bytes(),
-                        b.format(ask.timeout / 1000).as_bytes(),
-                        number.as_bytes(),
-                        c.format(ask.since).as_bytes(),
-                        unusual.as_bytes(),
-                        if ask.wait { b"w" } else { b"t" },
-                        waiting.as_bytes(),
-                        ask.place.as_bytes(),
-                        inbox,
-                    ],
-                );
-            }
+            Command::Acquire(id) => return self.write_acquire(*id, inbox),
             Command::Assert(ids) => return self.write_assert(ids, inbox),
             Command::Mine(cursor) => {
                 let sid = self.client.session.sid();
@@ -207,6 +176,43 @@ impl State {
             }
             Command::Heartbeat(heartbeat) => self.write_heartbeat(heartbeat, inbox),
         }
+        true
+    }
+
+    fn write_acquire(&mut self, id: u64, inbox: &[u8]) -> bool {
+        let mut a = itoa::Buffer::new();
+        let mut b = itoa::Buffer::new();
+        let mut c = itoa::Buffer::new();
+        let Some(request) = self.client.request(id) else {
+            return false;
+        };
+        let (ask, sid, rank) = (
+            request.ask.clone(),
+            request.sid.clone(),
+            request.rank.clone(),
+        );
+        let number = numbered(&sid, id);
+        let owners = self.owners(&ask);
+        let unusual = self.unusual(id, &ask);
+        let waiting = self.waiting(&ask, rank.as_deref());
+        self.write_script(
+            Script::Acquire,
+            None,
+            &[
+                ask.name.as_bytes(),
+                sid.as_bytes(),
+                a.format(self.client.session.gen_).as_bytes(),
+                owners.as_bytes(),
+                b.format(ask.timeout / 1000).as_bytes(),
+                number.as_bytes(),
+                c.format(ask.since).as_bytes(),
+                unusual.as_bytes(),
+                if ask.wait { b"w" } else { b"t" },
+                waiting.as_bytes(),
+                ask.place.as_bytes(),
+                inbox,
+            ],
+        );
         true
     }
 
