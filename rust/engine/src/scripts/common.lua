@@ -21,8 +21,6 @@ local GAP = 2000
 -- The clock is stored this often at least, by the heartbeats; a script that finds it younger leaves it.
 local FRESH = 200
 local SEEDED = 1000000000000000
--- Scores in the expiry set of those that are put aside begin here.
-local DEAD = 1000000000000000
 
 -- Milliseconds in which those who wait have to answer when the holder has died, to be given the lock.
 local ROLL_CALL = 15
@@ -138,10 +136,10 @@ local function next_look(h, now, rest)
   return math.max(now + rest, grace_ends)
 end
 
--- True of a session that is put aside, or forgotten.
-local function is_dead(sid)
-  local ends = redis.call('ZSCORE', KEYS[6], sid)
-  return not ends or tonumber(ends) >= DEAD
+-- True of a session that is forgotten, or has been silent for longer than its longest lease.
+local function is_dead(sid, now)
+  local seen, longest = (redis.call('HGET', KEYS[1], sid) or ''):match('^%d+ %d+ (%d+) (%d+)')
+  return not seen or seen + longest <= now
 end
 
 -- Milliseconds that the lease of a RECORD has left; zero or less when it has ended.

@@ -5,7 +5,7 @@
 --      8 which process serves, where opened or resumed 9.. pairs lock, fence that are claimed; last: prefix of the inbox channels
 -- Replies {1, epoch, stamp, revocations, ms until something comes due or -1, 1 where leases can be taken back,
 --          the last token or rank given out, accepted fences...}; {0, epoch} no such session; {-3} older generation
-local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH, BURIED, RECORDS = 3000, 700, 5, 10000, 50, 200, 1000
+local GRACE, SHORT_GRACE, YOUNG, TAKING_BACK, BATCH, BURIED, RECORDS, DEAD = 3000, 700, 5, 10000, 50, 200, 1000, 1000000000000000
 -- Numbers that may have been given out since somebody was told of the last one.
 local UNHEARD = 1000000
 local sid, gen, stamp, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[5]:sub(1, 1)
@@ -89,7 +89,7 @@ local function unattended(name, h)
   local first
   for _, rec in ipairs((holders(name, h))) do
     local _, _, by, _, _, its = parse(rec)
-    if its == 'offered' or is_dead(by) then first = math.min(first or math.huge, left(rec, now)) end
+    if its == 'offered' or is_dead(by, now) then first = math.min(first or math.huge, left(rec, now)) end
   end
   return first
 end
@@ -157,7 +157,7 @@ if redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), '+inf', 'LIMIT', 0, 1)[1] th
     local name, rest = field:match('^[^%z]*'), several(rec) and 1 or left(rec, now)
     if rest > 0 then
       -- Its session forgets it, or is forgotten, before it ends.
-      if not several(rec) and is_dead(select(3, parse(rec))) then look_after(name, now + rest) end
+      if not several(rec) and is_dead(select(3, parse(rec)), now) then look_after(name, now + rest) end
     -- A page may name an entry twice: the second time it is somebody else's.
     elseif redis.call('HGET', KEYS[2], field) == rec then
       revoke(rec, 'expired')
