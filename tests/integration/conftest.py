@@ -46,8 +46,7 @@ def migrated_server(run_apart):
 @pytest.fixture
 async def trail_url(postgres_database):
     """A trail of its own: what is found in one must not come from another test."""
-    async with AuditAggregator(postgres_database) as audit:
-        await audit.migrate()
+    await _migrate(postgres_database)
     return postgres_database
 
 

@@ -55,16 +55,21 @@ async def drop_month(connection, month, told, *, events=4, gone=None):
         await writer.end()
 
 
-@pytest.mark.parametrize("told", [True, False])
-async def test_what_retention_dropped_is_no_tampering_if_the_trail_says_so(connection, told):
+async def store_month(connection):
+    """A month that is over, with a segment of its own and half of one, whose other half is still checked."""
     month = datetime.now(UTC) - timedelta(days=70)
     await connection.execute("SELECT audit_ensure_partition($1)", month)
     writer = await PlainWriter(connection).begin()
     await writer.store([event(1, at=month), event(2, at=month)])
-    # One segment lies in two months: what is left of it is still checked.
     await writer.store([event(3, at=month), event(4), event(5, at=month), event(6)])
     await writer.end()
     await sealed(connection, 4)
+    return month
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_what_retention_dropped_is_no_tampering_if_the_trail_says_so(connection, told):
+    month = await store_month(connection)
     await drop_month(connection, month, told)
     await seal(connection, 0, durably=False)
     report = await checked(connection)
@@ -79,14 +84,8 @@ async def test_what_retention_dropped_is_no_tampering_if_the_trail_says_so(conne
 
 
 async def old_month(connection):
-    """A month that is over, with a segment of its own and a half of one."""
-    month = datetime.now(UTC) - timedelta(days=70)
-    await connection.execute("SELECT audit_ensure_partition($1)", month)
-    writer = await PlainWriter(connection).begin()
-    await writer.store([event(1, at=month), event(2, at=month)])
-    await writer.store([event(3, at=month), event(4), event(5, at=month), event(6)])
-    await writer.end()
-    await sealed(connection, 4)
+    """The same month, for somebody whom no trigger stops."""
+    month = await store_month(connection)
     await connection.execute("SET session_replication_role = replica")
     return month
 
