@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from dotmac.platform.audit_trail.arguments import check_count
 from dotmac.platform.audit_trail.database import last_try, lone
 from dotmac.platform.audit_trail.entry import aware
 from dotmac.platform.audit_trail.service import Service
@@ -88,10 +89,7 @@ class Integrity(Service):
             trusted = tuple(public_key(one, name="keys") for one in keys)
         if isinstance(max_findings, bool) or not isinstance(max_findings, int) or max_findings < 1:
             raise InvalidArgument("max_findings", max_findings, "give a number from 1 on")
-        if connections is not None and (
-            isinstance(connections, bool) or not isinstance(connections, int) or connections < 1
-        ):
-            raise InvalidArgument("connections", connections, "give a number from 1 on, or leave it out")
+        check_count("connections", connections, 1)
         places = anchors_at(section.anchors) if anchors is None else [anchor_at(one) for one in anchors]
 
         async def work(connection: Connection, opening: Opening | None = None) -> IntegrityReport:
