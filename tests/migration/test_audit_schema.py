@@ -7,6 +7,8 @@ insert and select can log events of any month and neither change nor delete them
   once, where an upgrade is killed in the middle, and where somebody reads all the while;
 - a process of the first version goes on logging on the tables of this one;
 - a large table gets its indexes afterwards, while writers go on; an interrupted build is finished;
+- nothing is written into the server's log for each piece of a large import, and vacuum, which comes soon,
+  summarises what came, in partitions of old tables and in new ones;
 - roles and row-level security are applied to tables of later versions.
 """
 
@@ -25,6 +27,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from dotmac.platform.audit_trail import AuditAggregator, schema
+from dotmac.platform.connection.embedded import EmbeddedPostgres
 from support.look_through import look_through
 from support.roles import address_of, made_roles
 
@@ -345,6 +348,49 @@ async def test_a_large_table_gets_its_indexes_while_writers_go_on(old_tables, po
         assert await connection.fetchval(INVALID) == 0
         await audit.log_event("SECURITY", "x", occurred_at=datetime(2020, 1, 1, tzinfo=UTC))
         assert await connection.fetchval(INVALID) == 0
+
+
+PARTITIONS = """
+    SELECT relname, coalesce(reloptions, '{}') AS terms FROM pg_class
+    WHERE relname LIKE 'audit\\_events\\_____\\___' AND relkind = 'r'
+"""
+ON_REQUEST = "SELECT relname FROM pg_class WHERE 'autosummarize=on' = ANY (reloptions)"
+WIDE = """
+    INSERT INTO audit_events (occurred_at, id, category, action, level, outcome)
+    SELECT '2024-02-01Z'::timestamptz + place * interval '1 second', gen_random_uuid(), 'security',
+        repeat(md5(place::text), 40), 'info', 'success'
+    FROM generate_series(1, 60000) AS place
+"""
+
+
+async def test_partitions_are_vacuumed_soon_which_summarises_them(old_tables, postgres_database):
+    connection, _ = old_tables
+    async with AuditAggregator(postgres_database) as audit:
+        await audit.migrate()
+        await audit.log_event("SECURITY", "x", occurred_at=datetime(2024, 7, 1, tzinfo=UTC))
+    found = {row["relname"]: row["terms"] for row in await connection.fetch(PARTITIONS)}
+    assert {"audit_events_2024_02", "audit_events_2024_07"} <= set(found)
+    for terms in found.values():
+        assert "autovacuum_vacuum_insert_threshold=10000" in terms
+    assert await connection.fetch(ON_REQUEST) == []
+
+
+async def test_the_servers_log_is_not_filled_by_a_large_import():
+    with EmbeddedPostgres() as server:
+        async with AuditAggregator(server.url) as audit:
+            await audit.migrate()
+        connection = await asyncpg.connect(server.url)
+        try:
+            await connection.execute("SELECT audit_ensure_partition('2024-02-01Z')")
+            await connection.execute(WIDE)
+            pages = await connection.fetchval("SELECT pg_relation_size('audit_events_2024_02') / 8192")
+            assert pages > 2 * 256 * 16  # more pieces than the server takes requests for
+            assert "summarization" not in server.log.read_text()
+            await connection.execute("VACUUM audit_events_2024_02")
+            left = "SELECT brin_summarize_new_values('audit_events_2024_02_segment_idx')"
+            assert await connection.fetchval(left) == 0
+        finally:
+            await connection.close()
 
 
 async def test_rights_reach_tables_of_later_versions(postgres_database, unique):

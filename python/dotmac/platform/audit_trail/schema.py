@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HEAD", "VERSION_TABLE", "SchemaStatus", "check", "printable_sql", "status", "upgrade"]
 
-HEAD = "0007"
+HEAD = "0008"
 VERSION_TABLE = "dotmac_schema_version"
 # Serialises upgrades of several processes; the number is arbitrary but ours.
 _UPGRADE_LOCK = 4_843_917_210_475_300

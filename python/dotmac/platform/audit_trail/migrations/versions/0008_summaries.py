@@ -1,0 +1,108 @@
+"""Summaries of the BRIN indexes made by vacuum, not on request.
+
+With `autosummarize` each full range of pages asks autovacuum for its summary, and the queue for that takes 256
+requests a minute. A writer of some hundred events per second fills it; from then on the server logs each
+request that it refuses together with the statement that was running, which is a whole batch: a million events
+made 465 MB of log. So new pages wait for vacuum, which summarises as well, and every partition is vacuumed
+when it has 10,000 new events: by default it would be with a fifth of the table, which those who follow the
+trail or verify it would have to read again and again. That costs little, as vacuum reads new pages only.
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+VACUUM = "autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 10000"
+
+STATEMENTS = (
+    # As before, but for the terms of the new table.
+    f"""
+    CREATE OR REPLACE FUNCTION audit_ensure_partition(moment timestamptz) RETURNS text
+        LANGUAGE plpgsql SECURITY DEFINER AS $$
+    DECLARE
+        first_day timestamp := date_trunc('month', moment AT TIME ZONE 'UTC');
+        leaf text := 'audit_events_' || to_char(first_day, 'YYYY_MM');
+        attached boolean;
+    BEGIN
+        IF NOT has_table_privilege(session_user, 'audit_events', 'INSERT') THEN
+            RAISE EXCEPTION 'no right to insert into audit_events' USING ERRCODE = 'insufficient_privilege';
+        END IF;
+        IF moment < '1970-01-01Z' OR moment > now() + interval '100 days' THEN
+            RAISE EXCEPTION 'no partition is made for %', moment USING ERRCODE = 'datetime_field_overflow';
+        END IF;
+        FOR attempt IN 1..2 LOOP
+            -- A query, which sees what others committed meanwhile; to_regclass may answer from its cache.
+            SELECT inhrelid IS NOT NULL INTO attached FROM pg_catalog.pg_class
+                LEFT JOIN pg_catalog.pg_inherits ON inhrelid = pg_class.oid
+                    AND inhparent = 'audit_events'::regclass AND NOT inhdetachpending
+                WHERE relname = leaf AND relnamespace = (
+                    SELECT relnamespace FROM pg_catalog.pg_class WHERE oid = 'audit_events'::regclass);
+            IF attached THEN
+                RETURN leaf;
+            ELSIF NOT attached THEN
+                RAISE EXCEPTION 'partition % is on its way out: try again when it is gone', leaf
+                    USING ERRCODE = 'lock_not_available',
+                        HINT = 'Where retention was interrupted, run `dotmac audit retention` again.';
+            END IF;
+            IF attempt = 1 THEN
+                PERFORM pg_advisory_xact_lock(4843917210475301);
+            END IF;
+        END LOOP;
+        -- Attached, not created in place: writers of other months are not held up meanwhile.
+        EXECUTE format('CREATE TABLE %I (LIKE audit_events INCLUDING DEFAULTS INCLUDING COMMENTS)
+            WITH ({VACUUM})', leaf);
+        EXECUTE format('CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON %I
+            FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse_change()', leaf);
+        EXECUTE format('ALTER TABLE audit_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', leaf,
+            first_day AT TIME ZONE 'UTC', (first_day + interval '1 month') AT TIME ZONE 'UTC');
+        PERFORM audit_grant_partition(leaf::regclass);
+        RETURN leaf;
+    END $$
+    """,
+    # A function that is replaced forgets its settings.
+    """
+    DO $$ BEGIN
+        EXECUTE format(
+            'ALTER FUNCTION audit_ensure_partition(timestamptz) SET search_path = %I, pg_temp',
+            current_schema());
+    END $$
+    """,
+    f"""
+    DO $$
+    DECLARE
+        leaf regclass;
+    BEGIN
+        FOR leaf IN SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = 'audit_events'::regclass
+        LOOP
+            EXECUTE format('ALTER TABLE %s SET ({VACUUM})', leaf);
+        END LOOP;
+    END $$
+    """,
+    # The terms of a partitioned table's index can't be changed.
+    "DROP INDEX audit_events_tx, audit_events_segment",
+    # On a table with much in it only the parent's part is made here; `audit.build_indexes()`, which migrate()
+    # and `dotmac db upgrade` run afterwards, builds the partitions' parts without holding writers up.
+    """
+    DO $$
+    DECLARE
+        large boolean := (SELECT sum(pg_relation_size(inhrelid)) > 64 * 1024 * 1024
+            FROM pg_catalog.pg_inherits WHERE inhparent = 'audit_events'::regclass);
+        how text := CASE WHEN large THEN 'ON ONLY' ELSE 'ON' END;
+    BEGIN
+        EXECUTE 'CREATE INDEX audit_events_tx ' || how || ' audit_events USING brin (recorded_tx)';
+        -- Ids grow with time as the table does: a few pages hold the events of any stretch of segments.
+        EXECUTE 'CREATE INDEX audit_events_segment ' || how || ' audit_events
+            USING brin (segment) WITH (pages_per_range = 16)';
+    END $$
+    """,
+)
+
+
+def upgrade() -> None:
+    for statement in STATEMENTS:
+        op.execute(statement)
