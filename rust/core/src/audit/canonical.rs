@@ -120,28 +120,18 @@ fn plain_length(bytes: &[u8]) -> usize {
 
 /// An integer; exact, since no integer of 64 bits reaches the 10^21 where exponents begin.
 pub fn write_integer(out: &mut Vec<u8>, value: i64) {
-    let mut digits = [0_u8; 20];
-    let mut place = digits.len();
-    let mut left = value.unsigned_abs();
-    loop {
-        place -= 1;
-        digits[place] = b'0' + (left % 10) as u8;
-        left /= 10;
-        if left == 0 {
-            break;
-        }
-    }
-    if value < 0 {
-        out.push(b'-');
-    }
-    out.extend_from_slice(&digits[place..]);
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
 /// A finite double as ECMAScript's `Number::toString` writes it (RFC 8785, section 3.2.2.3).
 pub fn write_double(out: &mut Vec<u8>, value: f64) {
+    if value == 0.0 {
+        out.push(b'0'); // most scores; -0 too
+        return;
+    }
     let shortest = Shortest::of(value);
     let (digits, point) = shortest.decimal();
-    if value < 0.0 && !digits.is_empty() {
+    if value < 0.0 {
         out.push(b'-');
     }
     write_as_double(out, digits, point);
@@ -467,13 +457,13 @@ impl<'a> Rewriter<'a, '_> {
 
     /// Writes it, and says what it means.
     fn string(&mut self) -> Result<Cow<'a, str>, CoreError> {
+        let begin = self.place;
         self.place += 1;
         let plain = self.plain();
         if self.take(b'"') {
             // Nothing in it was escaped, so nothing needs to be.
-            self.out.push(b'"');
-            self.out.extend_from_slice(plain.as_bytes());
-            self.out.push(b'"');
+            self.out
+                .extend_from_slice(&self.text.as_bytes()[begin..self.place]);
             return Ok(Cow::Borrowed(plain));
         }
         let mut whole = plain.to_owned();

@@ -123,7 +123,10 @@ struct Slot {
 #[derive(Debug, Default)]
 pub struct Checker {
     reader: Pieces,
-    slots: HashMap<[u8; 16], Slot>,
+    slots: Vec<Slot>,
+    places: HashMap<[u8; 16], usize>,
+    // Of the last event: most follow one of the same segment.
+    last: usize,
     strangers: HashMap<[u8; 16], (usize, [u8; 16])>,
     events: usize,
     scratch: Vec<u8>,
@@ -132,19 +135,21 @@ pub struct Checker {
 impl Checker {
     /// A check of these segments' events.
     pub fn new(expected: impl IntoIterator<Item = Expected>) -> Self {
-        let slots = expected.into_iter().map(|expected| {
-            let slot = Slot {
+        let slots: Vec<_> = expected
+            .into_iter()
+            .map(|expected| Slot {
                 found: vec![None; expected.size],
                 there: 0,
                 leaves: None,
                 expected,
                 extra: Vec::new(),
                 findings: Vec::new(),
-            };
-            (slot.expected.id, slot)
-        });
+            })
+            .collect();
+        let places = slots.iter().map(|slot| slot.expected.id).zip(0..);
         Self {
-            slots: slots.collect(),
+            places: places.collect(),
+            slots,
             ..Self::default()
         }
     }
@@ -154,6 +159,8 @@ impl Checker {
         let Self {
             reader,
             slots,
+            places,
+            last,
             strangers,
             events,
             scratch,
@@ -161,9 +168,16 @@ impl Checker {
         reader.feed(piece, |row| {
             *events += 1;
             let segment = row.segment.unwrap_or_default();
-            match slots.get_mut(&segment) {
-                Some(slot) => slot.take(row, scratch),
-                None => strangers.entry(segment).or_insert((0, row.fields.id)).0 += 1,
+            if slots
+                .get(*last)
+                .is_none_or(|slot| slot.expected.id != segment)
+                && let Some(place) = places.get(&segment)
+            {
+                *last = *place;
+            }
+            match slots.get_mut(*last) {
+                Some(slot) if slot.expected.id == segment => slot.take(row, scratch),
+                _ => strangers.entry(segment).or_insert((0, row.fields.id)).0 += 1,
             }
         })
     }
@@ -184,7 +198,7 @@ impl Checker {
             events: self.events,
             ..Outcome::default()
         };
-        for slot in self.slots.into_values() {
+        for slot in self.slots {
             let mut findings = slot.close();
             outcome.untold += findings.len().saturating_sub(MOST_TOLD);
             findings.truncate(MOST_TOLD);

@@ -89,12 +89,13 @@ impl Pieces {
             if usize::from(count) != WIDTH {
                 return Err(malformed(format!("{count} columns instead of {WIDTH}")));
             }
-            let Some(length) = length_of(values)? else {
-                break;
-            };
-            let (tuple, rest) = values.split_at(length);
-            on_row(&read(tuple)?);
-            left = rest;
+            let mut reader = row::Reader::new(values);
+            match read(&mut reader) {
+                Ok(row) => on_row(&row),
+                Err(_) if reader.is_cut => break,
+                Err(error) => return Err(error),
+            }
+            left = reader.bytes;
         }
         if self.ended && !left.is_empty() {
             return Err(malformed("something follows its end".to_owned()));
@@ -103,31 +104,7 @@ impl Pieces {
     }
 }
 
-/// How many bytes the values of a tuple take; None where they are not all there yet.
-fn length_of(bytes: &[u8]) -> Result<Option<usize>, CoreError> {
-    let mut left = bytes;
-    for _ in 0..WIDTH {
-        let Some((length, rest)) = left.split_first_chunk() else {
-            return Ok(None);
-        };
-        left = match i32::from_be_bytes(*length) {
-            -1 => rest,
-            length => {
-                let Ok(length) = usize::try_from(length) else {
-                    return Err(malformed("a value of negative length".to_owned()));
-                };
-                let Some((_, rest)) = rest.split_at_checked(length) else {
-                    return Ok(None);
-                };
-                rest
-            }
-        };
-    }
-    Ok(Some(bytes.len() - left.len()))
-}
-
-fn read(tuple: &[u8]) -> Result<Row<'_>, CoreError> {
-    let mut reader = row::Reader { bytes: tuple };
+fn read<'a>(reader: &mut row::Reader<'a>) -> Result<Row<'a>, CoreError> {
     Ok(Row {
         fields: reader.event()?,
         segment: reader.fixed("segment")?,

@@ -136,7 +136,7 @@ pub struct Stored<'a> {
 
 /// Reads an event's own columns, as `write` wrote them.
 pub fn read(bytes: &[u8]) -> Result<Fields<'_>, CoreError> {
-    let mut reader = Reader { bytes };
+    let mut reader = Reader::new(bytes);
     let event = reader.event()?;
     if reader.bytes.is_empty() {
         Ok(event)
@@ -147,9 +147,7 @@ pub fn read(bytes: &[u8]) -> Result<Fields<'_>, CoreError> {
 
 /// The tuples of a stream, one by one; it ends with the trailer or with the bytes, after an error at once.
 pub fn read_stream(bytes: &[u8]) -> impl Iterator<Item = Result<Stored<'_>, CoreError>> {
-    let mut reader = Reader {
-        bytes: bytes.strip_prefix(&HEADER).unwrap_or(bytes),
-    };
+    let mut reader = Reader::new(bytes.strip_prefix(&HEADER).unwrap_or(bytes));
     std::iter::from_fn(move || {
         if reader.bytes.is_empty() {
             return None;
@@ -164,10 +162,20 @@ pub fn read_stream(bytes: &[u8]) -> impl Iterator<Item = Result<Stored<'_>, Core
 
 /// Takes a tuple's values one after another.
 pub(super) struct Reader<'a> {
+    /// What was not taken yet.
     pub(super) bytes: &'a [u8],
+    /// An error was that the bytes end too early: more of them could mend it.
+    pub(super) is_cut: bool,
 }
 
 impl<'a> Reader<'a> {
+    pub(super) const fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            is_cut: false,
+        }
+    }
+
     fn tuple(&mut self) -> Result<Option<Stored<'a>>, CoreError> {
         let count = i16::from_be_bytes(self.array("a tuple's columns")?);
         if count == -1 {
@@ -272,11 +280,11 @@ impl<'a> Reader<'a> {
         if length == -1 {
             return Ok(None);
         }
-        let split = usize::try_from(length)
-            .ok()
-            .and_then(|length| self.bytes.split_at_checked(length));
-        let Some((value, rest)) = split else {
-            return Err(malformed(format!("{column} is cut off")));
+        let Ok(length) = usize::try_from(length) else {
+            return Err(malformed(format!("{column} has {length} bytes")));
+        };
+        let Some((value, rest)) = self.bytes.split_at_checked(length) else {
+            return Err(self.cut(column));
         };
         self.bytes = rest;
         Ok(Some(value))
@@ -288,8 +296,14 @@ impl<'a> Reader<'a> {
                 self.bytes = rest;
                 Ok(*array)
             }
-            None => Err(malformed(format!("{what} is cut off"))),
+            None => Err(self.cut(what)),
         }
+    }
+
+    #[cold]
+    fn cut(&mut self, what: &str) -> CoreError {
+        self.is_cut = true;
+        malformed(format!("{what} is cut off"))
     }
 }
 
