@@ -3,9 +3,9 @@
 All write into one PostgreSQL of this run alone, with synchronous_commit = on: this library with scores and
 the hashes of integrity, and without the latter; an ORM's add and commit per event; an INSERT per event over a
 pool of 10; auditchain, whose appends have to be taken one by one (a lock here: at once, all but one fail).
-ORM and INSERT write into the same table with the same indexes. Then blocks of events: `log_events` against
-COPY … (FORMAT binary) of the same rows, encoded before the clock starts. The peers take turns, so that noise
-hits all of them; medians of the turns are shown.
+ORM and INSERT write into the same table with the same indexes; so does the floor, group commit and nothing
+else. Then blocks of events: `log_events` against COPY … (FORMAT binary) of the same rows, encoded before the
+clock starts. The peers take turns, so that noise hits all of them; medians of the turns are shown.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import sys
 import time
 import uuid
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+from ingestion_floor import GroupCommit
 from sqlalchemy import Column, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -40,8 +44,8 @@ INSERT = (
     "metadata) VALUES ($1, $2, 'authentication', 'user.login', 'info', 'success', $3, $4, $5)"
 )
 TASKS = (1, 100, 1_000)
-OURS, PLAIN = "dotmac", "dotmac, no integrity"
-SHARES = {OURS: 10, PLAIN: 10}  # so many times the events of the others, which take longer
+OURS, PLAIN, FLOOR = "dotmac", "dotmac, no integrity", "floor"
+SHARES = {OURS: 10, PLAIN: 10, FLOOR: 10}  # so many times the events of the others, which take longer
 
 
 class Stored:
@@ -62,8 +66,9 @@ def mapped() -> None:
     registry().map_imperatively(Stored, columns)
 
 
-async def peers(url: str) -> AsyncIterator[tuple[str, Callable[[], Awaitable[Any]]]]:
-    """Each way to store one event."""
+@asynccontextmanager
+async def peers(url: str) -> AsyncIterator[dict[str, Callable[[], Awaitable[Any]]]]:
+    """By name, each way to store one event."""
     mapped()
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=lambda: asyncpg.connect(url), pool_size=10
@@ -71,6 +76,9 @@ async def peers(url: str) -> AsyncIterator[tuple[str, Callable[[], Awaitable[Any
     pool = await asyncpg.create_pool(url, min_size=10, max_size=10)
     ours = AuditAggregator(url)
     plain = AuditAggregator(url, config=AuditTrailConfig(integrity_enabled=False))
+    texts = ("authentication", "user.login", "info", "success", "user123", "tenant456")
+    floor = GroupCommit(url, texts, METADATA)
+    await floor.open()
 
     async def insert() -> None:
         await pool.execute(
@@ -86,10 +94,14 @@ async def peers(url: str) -> AsyncIterator[tuple[str, Callable[[], Awaitable[Any
             work.add(row)
             await work.commit()
 
-    yield OURS, lambda: ours.log_event("AUTHENTICATION", **EVENT)
-    yield PLAIN, lambda: plain.log_event("AUTHENTICATION", **EVENT)
-    yield "ORM, add and commit", orm
-    yield "INSERT, pool of 10", insert
+    ways = {
+        OURS: lambda: ours.log_event("AUTHENTICATION", **EVENT),
+        PLAIN: lambda: plain.log_event("AUTHENTICATION", **EVENT),
+        FLOOR: floor.put,
+        "ORM, add and commit": orm,
+        "INSERT, pool of 10": insert,
+    }
+    chained: Any = None
     try:
         from auditchain import AuditLog, PostgresBackend
     except ImportError:
@@ -101,16 +113,33 @@ async def peers(url: str) -> AsyncIterator[tuple[str, Callable[[], Awaitable[Any
             async with turn:
                 await chained.append("user123", "user.login", "tenant456", metadata=METADATA)
 
-        yield "auditchain", append
+        ways["auditchain"] = append
+    yield ways
+    if chained is not None:
         await chained.close()
     await ours.aclose()
     await plain.aclose()
+    await floor.aclose()
     await pool.close()
     await engine.dispose()
 
 
-async def spread(tasks: int, events: int, one: Callable[[], Awaitable[Any]]) -> dict[str, float]:
-    """Run `one` events times from so many tasks."""
+def server_cpu(pid: int) -> float:
+    """Seconds of processor time that the server's processes have used, and those that have ended."""
+    ticks = 0
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            found = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        own = pid == int(status.parent.name)
+        if own or pid == int(found[1]):
+            ticks += sum(map(int, found[11 : 15 if own else 13]))  # of its children, too
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+async def spread(tasks: int, events: int, one: Callable[[], Awaitable[Any]], server: int) -> dict[str, float]:
+    """Run `one` events times from so many tasks. Args: server: its process."""
     waits: list[float] = []
 
     async def work() -> None:
@@ -119,6 +148,7 @@ async def spread(tasks: int, events: int, one: Callable[[], Awaitable[Any]]) -> 
             await one()
             waits.append(time.perf_counter() - began)
 
+    server_used = server_cpu(server)
     began, used = time.perf_counter(), time.process_time()
     await asyncio.gather(*(work() for _ in range(tasks)))
     seconds = time.perf_counter() - began
@@ -127,34 +157,28 @@ async def spread(tasks: int, events: int, one: Callable[[], Awaitable[Any]]) -> 
         "p50": share(waits, 0.5) * 1e3,
         "p99": share(waits, 0.99) * 1e3,
         "cpu": (time.process_time() - used) / len(waits) * 1e6,
+        "server_cpu": (server_cpu(server) - server_used) / len(waits) * 1e6,
     }
 
 
-async def one_by_one(url: str, events: int, repeats: int) -> list[dict[str, Any]]:
+async def one_by_one(url: str, server: int, options: Any) -> list[dict[str, Any]]:
     """Events stored one by one, by peer and number of tasks."""
+    events, repeats, only = options.events, options.repeats, options.only
     found: dict[tuple[int, str], list[dict[str, float]]] = {}
-    ways = peers(url)
-    named = [peer async for peer in _until_all(ways)]
-    for tasks in TASKS:
-        for turn in range(repeats + 1):
-            for name, one in named:
-                number = max(tasks, events * (SHARES.get(name, 1) if tasks > 1 else 1))
-                measured = await spread(tasks, number if turn else tasks, one)
-                if turn:  # the first warms up
-                    found.setdefault((tasks, name), []).append(measured)
-    await anext(ways, None)
+    async with peers(url) as ways:
+        for tasks in TASKS:
+            for turn in range(repeats + 1):
+                for name, one in ways.items():
+                    if only and name not in only:
+                        continue
+                    number = max(tasks, events * (SHARES.get(name, 1) if tasks > 1 else 1))
+                    measured = await spread(tasks, number if turn else tasks, one, server)
+                    if turn:  # the first warms up
+                        found.setdefault((tasks, name), []).append(measured)
     return [
         {"tasks": tasks, "peer": name, **{key: median(one[key] for one in runs) for key in runs[0]}}
         for (tasks, name), runs in found.items()
     ]
-
-
-async def _until_all(ways: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    for _ in range(5):
-        try:
-            yield await anext(ways)
-        except StopAsyncIteration:
-            return
 
 
 async def in_blocks(url: str, events: int, repeats: int) -> dict[str, float]:
@@ -218,14 +242,16 @@ def main() -> int:
         async def run() -> tuple[list[dict[str, Any]], dict[str, float]]:
             async with AuditAggregator(server.url) as audit:
                 await audit.migrate()
-            singles = await one_by_one(server.url, options.events, options.repeats)
+            pid = server.pid
+            assert pid is not None
+            singles = await one_by_one(server.url, pid, options)
             return singles, await in_blocks(server.url, options.block, options.repeats)
 
         singles, blocks = asyncio.run(run())
     rates = {(one["tasks"], one["peer"]): one["rate"] for one in singles}
     table(
         f"Audit events, durable when the call returns ({load()}); × is this library's rate over the peer's",
-        ("tasks", "peer", "events/s", "p50 ms", "p99 ms", "client CPU µs", "×"),
+        ("tasks", "peer", "events/s", "p50 ms", "p99 ms", "client CPU µs", "server CPU µs", "×"),
         (
             (
                 one["tasks"],
@@ -234,7 +260,8 @@ def main() -> int:
                 f"{one['p50']:.2f}",
                 f"{one['p99']:.2f}",
                 f"{one['cpu']:.1f}",
-                f"{rates[one['tasks'], OURS] / one['rate']:.1f}",
+                f"{one['server_cpu']:.1f}",
+                f"{rates.get((one['tasks'], OURS), 0.0) / one['rate']:.1f}",
             )
             for one in singles
         ),
