@@ -9,6 +9,7 @@ Promises:
 - a commit does not carry the NOTIFY: the writer's transaction takes no lock for it, and rings are few;
 - a follower that waits is cancelled without loss; two followers do not disturb one another; what an idle one
   asks does not touch the table of events;
+- a follower or forwarder that lags reads the events that come next, not all that it has to catch up with;
 - a damaged position is refused; a position of a server that was ahead of this one is refused, and stays;
 - a follower ends with its aggregator; the listening connection is closed with its loop.
 """
@@ -20,12 +21,17 @@ import itertools
 import random
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import asyncpg
 import pytest
 
-from dotmac.platform.audit_trail import AuditAggregator
-from dotmac.platform.audit_trail.bell import CHANNEL
+from dotmac.platform.audit_trail import AuditAggregator, tail
+from dotmac.platform.audit_trail.bell import CHANNEL, Bell
+from dotmac.platform.audit_trail.database import Database
+from dotmac.platform.audit_trail.filters import Filters
+from dotmac.platform.audit_trail.forward import positions
+from dotmac.platform.audit_trail.storing_order import Window
 from dotmac.platform.audit_trail.tail import Position
 from dotmac.platform.errors import AuditUnavailable, InvalidArgument, InvalidCursor, TransactionsRewound
 from support.postgres import PostgresProxy
@@ -34,6 +40,16 @@ INSERT = (
     "INSERT INTO audit_events (occurred_at, id, category, action, level, outcome, tenant_id) "
     "VALUES (now(), gen_random_uuid(), 'security', $1, 'info', 'success', $2)"
 )
+
+MANY = """
+    INSERT INTO audit_events (occurred_at, id, category, action, level, outcome)
+    SELECT now() + place * interval '1 microsecond', gen_random_uuid(), 'security', 'x', 'info', 'success'
+    FROM generate_series(1, 500) AS place
+"""
+READ = """
+    SELECT sum(seq_tup_read + idx_tup_fetch) FROM pg_stat_xact_user_tables
+    WHERE relid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_events'::regclass)
+"""
 
 
 @pytest.fixture
@@ -310,3 +326,47 @@ def test_listening_ends_with_the_loop(migrated_url, unique):
         # Neither follower nor aggregator is closed: the loop's end does it, without a word of warning.
 
     asyncio.run(follow())
+
+
+async def test_who_lags_reads_what_comes_next(postgres_database):
+    async with AuditAggregator(postgres_database) as audit:
+        await audit.migrate()
+    connection = await asyncpg.connect(postgres_database)
+    bell = Bell(Database(await audit._settings()))
+
+    async def reading(work):
+        return await work(connection)
+
+    async def quiet():
+        return bell
+
+    async def kept(events):
+        return events
+
+    try:
+        begin = await connection.fetchval("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
+        for _ in range(40):
+            await connection.execute(MANY)
+        for analyzed in (False, True):
+            # Counts of a connection are shown at once within its transaction.
+            async with connection.transaction():
+                before = await connection.fetchval(READ)
+                events = tail.Tail(reading, quiet, Filters(), Position(begin), 1.0, kept)
+                followed = [(await anext(events)).id for _ in range(5_000)]
+                between = await connection.fetchval(READ)
+                position, window, forwarded = positions.Position(begin), Window(), []
+                while len(forwarded) < 5_000:
+                    batch = await positions.next_batch(connection, Filters(), position, 200, window)
+                    forwarded += [one.event.id for one in batch.events]
+                    if batch.events:
+                        position = positions.advanced(position, batch.events[-1].place)
+                    else:
+                        position = replace(position, line=batch.line)
+                after = await connection.fetchval(READ)
+            assert forwarded == followed
+            assert len(set(followed)) == 5_000
+            assert between - before < 25_000, analyzed
+            assert after - between < 60_000, analyzed
+            await connection.execute("ANALYZE audit_events")
+    finally:
+        await connection.close()

@@ -20,6 +20,7 @@ from uuid import UUID
 
 from dotmac.platform.audit_trail import query
 from dotmac.platform.audit_trail.ids import EPOCH, from_micros, micros
+from dotmac.platform.audit_trail.storing_order import Window, horizon
 from dotmac.platform.errors import InvalidCursor, TransactionsRewound
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ __all__ = ["Position", "Tail"]
 
 _BLOCK = 1_000
 _NOBODY = UUID(int=0)
-_HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 _REST = 0.05  # seconds between looks, however often the bell rings
 _QUICK_LOOKS = 5
 _PLAIN = struct.Struct(">Bqq16s")
@@ -98,6 +98,7 @@ class Tail:
         self._poll = poll
         self._found: deque[tuple[AuditEvent, Position]] = deque()
         self._seen = self._line = start
+        self._window = Window()
         self._more = start is not None
         self._closed = False
         self._next_look = 0.0
@@ -127,7 +128,7 @@ class Tail:
     async def start(self) -> None:
         """Settle from where on events are seen; else the first wait does."""
         if self._line is None:
-            self._seen = self._line = Position(await self._read(_horizon))
+            self._seen = self._line = Position(await self._read(horizon))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -152,16 +153,24 @@ class Tail:
             await asyncio.sleep(max(0.0, self._next_look - loop.time()))
         self._next_look = loop.time() + _REST
         # Nothing changes before the answer is there: a wait that is cancelled loses nothing.
-        rows, horizon = await self._read(_step(self._filters, self._line))
+        rows, end, whole = await self._read(_step(self._filters, self._line, self._window))
         events = await self._opened([query.event_of(row) for row in rows])
-        self._more = len(rows) == _BLOCK
         for row, event in zip(rows, events, strict=True):
             place = Position(row["recorded_tx"], row["occurred_at"], row["id"])
             self._found.append((event, place))
-        self._line = self._found[-1][1] if self._more else Position(horizon)
+        if len(rows) == _BLOCK:
+            last = self._found[-1][1]
+            self._window.filled(self._line.transaction, last.transaction)
+            self._line, self._more = last, True
+        else:
+            self._line, self._more = Position(end), not whole
+            if self._more:
+                self._window.widen()
         if rows:
             return
         self._seen = self._line
+        if self._more:
+            return
         # What rang may still be behind a transaction that is about to end: look again soon, then less often.
         wait, quick = self._poll, self._quick_looks
         if quick:
@@ -172,27 +181,26 @@ class Tail:
             self._quick_looks = _QUICK_LOOKS
 
 
-async def _horizon(connection: Connection) -> int:
-    return int(await connection.fetchval(_HORIZON))
+def _step(filters: Filters, line: Position, window: Window) -> Any:
+    """Reads on: the rows, the transaction before which there are no others, and whether it is the last."""
 
-
-def _step(filters: Filters, line: Position) -> Any:
-    async def work(connection: Connection) -> tuple[list[asyncpg.Record], int]:
-        horizon = await _horizon(connection)
-        if horizon < line.transaction:
+    async def work(connection: Connection) -> tuple[list[asyncpg.Record], int, bool]:
+        settled = await horizon(connection)
+        if settled < line.transaction:
             # What is stored from here on takes numbers again that were seen: it would be skipped.
             raise TransactionsRewound(
-                f"the follower stood at transaction {line.transaction}, and the database is at {horizon}: a "
+                f"the follower stood at transaction {line.transaction}, and the database is at {settled}: a "
                 "standby answers that has not got everything, or it took over, or the database was restored "
                 "from a dump. If it does not catch up, follow anew without `after`, and query what was "
                 "stored since",
                 line.transaction,
-                horizon,
+                settled,
             )
-        if horizon == line.transaction:
-            return [], horizon
+        if settled == line.transaction:
+            return [], settled, True
+        until = window.end(line.transaction, settled)
         parts, values = filters.conditions()
-        values += [line.transaction, horizon, line.occurred_at, line.id]
+        values += [line.transaction, until, line.occurred_at, line.id]
         tx, end, moment, identity = (f"${len(values) - 3 + n}" for n in range(4))
         parts += [
             f"recorded_tx >= {tx}",
@@ -204,7 +212,7 @@ def _step(filters: Filters, line: Position) -> Any:
             f"ORDER BY recorded_tx, occurred_at, id LIMIT {_BLOCK}",
             *values,
         )
-        return rows, horizon
+        return rows, until, until == settled
 
     return work
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from dotmac.platform.audit_trail import query
+from dotmac.platform.audit_trail.storing_order import Window, horizon
 from dotmac.platform.errors import TransactionsRewound
 
 if TYPE_CHECKING:
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
 
     Connection = asyncpg.Connection[asyncpg.Record]
 
-__all__ = ["Batch", "Holder", "Lost", "Place", "Position", "Stored", "horizon"]
+__all__ = ["Batch", "Holder", "Lost", "Place", "Position", "Stored"]
 
 Place = tuple[int, datetime, UUID]
 
-_HORIZON = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended('dotmac audit forward ' || $1, 0))"
 _TAKE_OVER = """
     INSERT INTO audit_forward_positions AS old (destination, line, epoch) VALUES ($1, $2, 1)
@@ -84,16 +84,11 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Events in the order of storing; `line`: of the position behind them; `whole`: that is all."""
+    """Events in the order of storing; `line`: before it are no others; `whole`: that is all there is."""
 
     events: Sequence[Stored]
     line: int
     whole: bool
-
-
-async def horizon(connection: Any) -> int:
-    """Behind this transaction nothing can appear any more; see `audit_trail.tail`."""
-    return int(await connection.fetchval(_HORIZON))
 
 
 class Holder:
@@ -191,23 +186,26 @@ class Holder:
             connection.terminate()
 
 
-async def next_batch(connection: Any, filters: Filters, position: Position, limit: int) -> Batch:
+async def next_batch(
+    connection: Any, filters: Filters, position: Position, limit: int, window: Window
+) -> Batch:
     """The next events behind a position: those of the pending batch again, else at most `limit`.
 
     Raises: TransactionsRewound: the cluster has not come to that position.
     """
-    line = await horizon(connection)
-    if line < position.line:
+    settled = await horizon(connection)
+    if settled < position.line:
         raise TransactionsRewound(
-            f"all before transaction {position.line} was delivered, and this cluster is at {line}: it was "
+            f"all before transaction {position.line} was delivered, and this cluster is at {settled}: it was "
             "restored from a dump, and what it stores now would be skipped. Stop it, and before it takes "
             f"more events run `pg_resetwal --epoch={(position.line >> 32) + 1}` on it; or forward under "
             "another name",
             position.line,
-            line,
+            settled,
         )
+    end = settled if position.pending is not None else window.end(position.line, settled)
     parts, values = filters.conditions()
-    values += [position.line, line]
+    values += [position.line, end]
     parts += [f"recorded_tx >= ${len(values) - 1}", f"recorded_tx < ${len(values)}"]
     for sign, place in ((">", position.after), ("<=", position.pending)):
         if place is not None:
@@ -223,7 +221,14 @@ async def next_batch(connection: Any, filters: Filters, position: Position, limi
     events = [
         Stored(query.event_of(row), (row["recorded_tx"], row["occurred_at"], row["id"])) for row in rows
     ]
-    return Batch(events, line, position.pending is None and len(events) < limit)
+    if position.pending is not None:
+        return Batch(events, position.line, whole=False)
+    if len(events) == limit:
+        window.filled(position.line, events[-1].place[0])
+        return Batch(events, end, whole=False)
+    if end < settled:
+        window.widen()
+    return Batch(events, end, whole=end == settled)
 
 
 def advanced(position: Position, place: Place) -> Position:

@@ -25,6 +25,7 @@ from dotmac.platform.audit_trail.forward.positions import (
     advanced,
     next_batch,
 )
+from dotmac.platform.audit_trail.storing_order import Window
 from dotmac.platform.errors import AuditUnavailable, DeliveryFailed, DotmacError
 from dotmac.platform.observability import metrics
 
@@ -124,6 +125,7 @@ class Forwarder:
         self._holder = Holder(database, name)
         self._position = Position(0)  # confirmed and stored
         self._cursor = Position(0)  # sent
+        self._window = Window()
         self._unsettled: deque[tuple[float, Sequence[Stored]]] = deque()
         self._tries = 0  # failed, since something was confirmed or put aside
         self._reason = ""
@@ -193,14 +195,15 @@ class Forwarder:
                 await self._deliver(batch.events, once=once)
                 await self._report_aside()
                 noted = loop.time()
-            elif batch.whole and not self._unsettled:
-                moved = replace(self._cursor, line=batch.line, after=None)
-                if moved != self._position and (once or loop.time() - noted > _NOTE_IDLE):
-                    await self._holder.move(moved)
-                    noted, self._position = loop.time(), moved
-                self._cursor = moved
-                if once:
-                    return
+            else:
+                self._cursor = replace(self._cursor, line=batch.line, after=None)
+                if not self._unsettled:
+                    is_end = once and batch.whole
+                    if self._cursor != self._position and (is_end or loop.time() - noted > _NOTE_IDLE):
+                        await self._holder.move(self._cursor)
+                        noted, self._position = loop.time(), self._cursor
+                    if is_end:
+                        return
             if batch.whole or len(self._unsettled) >= _WINDOW:
                 await asyncio.sleep(min(self._pace.poll, self._destination.settle or self._pace.poll))
             await self._settle(once=once)
@@ -210,14 +213,16 @@ class Forwarder:
         cursor = self._cursor
 
         async def work(connection: Any) -> Batch:
-            return await next_batch(connection, self._filters, cursor, self._pace.batch_size)
+            return await next_batch(connection, self._filters, cursor, self._pace.batch_size, self._window)
 
         batch = await self._database.read(work, self._database.settings.timeout, tenant=self._tenant)
         if cursor.pending is None:
             return self._cut(batch)
-        if not batch.events:  # the whole pending batch was dropped with its month
-            self._cursor = replace(cursor, pending=None, attempts=0)
-        return batch
+        if batch.events:
+            return batch
+        # The whole pending batch was dropped with its month.
+        self._cursor = replace(cursor, pending=None, attempts=0)
+        return await self._next()
 
     def _cut(self, batch: Batch) -> Batch:
         size = 0

@@ -1,11 +1,14 @@
-"""Summaries of the BRIN indexes made by vacuum, not on request.
+"""Indexes by storing transaction and by segment that serve fast writers, and leave the server's log alone.
 
-With `autosummarize` each full range of pages asks autovacuum for its summary, and the queue for that takes
-256 requests a minute. A writer of some hundred events per second fills it; from then on the server logs each
-request that it refuses together with the statement that was running, which is a whole batch: a million events
-made 465 MB of log. So new pages wait for vacuum, which summarises as well, and every partition is vacuumed
-when it has 10,000 new events: by default it would be with a fifth of the table, which those who follow the
-trail or verify it would have to read again and again. That costs little, as vacuum reads new pages only.
+Both were BRIN with `autosummarize`, which asks autovacuum for the summary of each range of pages that is
+full. The queue for that takes 256 requests a minute. A writer of some hundred events per second fills it;
+from then on the server logs each request that it refuses together with the statement that was running, which
+is a whole batch: a million events made 465 MB of log. And what has no summary yet is read at each look.
+
+By transaction there is a b-tree now: followers look ten times a second, and one that lags reads the next
+events, not all that it has to catch up with. By segment BRIN stays, since only verification reads by it.
+Vacuum makes its summaries as well, and every partition is vacuumed when it has 10,000 new events: by default
+it would be with a fifth of the table. That costs little, as vacuum reads new pages only.
 """
 
 from __future__ import annotations
@@ -94,7 +97,7 @@ STATEMENTS = (
             FROM pg_catalog.pg_inherits WHERE inhparent = 'audit_events'::regclass);
         how text := CASE WHEN large THEN 'ON ONLY' ELSE 'ON' END;
     BEGIN
-        EXECUTE 'CREATE INDEX audit_events_tx ' || how || ' audit_events USING brin (recorded_tx)';
+        EXECUTE 'CREATE INDEX audit_events_tx ' || how || ' audit_events (recorded_tx)';
         -- Ids grow with time as the table does: a few pages hold the events of any stretch of segments.
         EXECUTE 'CREATE INDEX audit_events_segment ' || how || ' audit_events
             USING brin (segment) WITH (pages_per_range = 16)';
