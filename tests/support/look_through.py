@@ -60,14 +60,14 @@ async def look_through(url):
             assert {(tenant, tx) for _, tenant, tx in covered} == {(one["tenant_id"], one["recorded_tx"])}
             link = segment_link(
                 link,
-                id=one["id"].bytes,
-                writer=one["writer"].bytes,
-                tenant_id=one["tenant_id"],
-                seq=seq,
-                size=one["size"],
-                root=one["root"],
-                first_at=micros(one["first_at"]),
-                last_at=micros(one["last_at"]),
+                one["id"].bytes,
+                one["writer"].bytes,
+                one["tenant_id"],
+                seq,
+                one["size"],
+                one["root"],
+                micros(one["first_at"]),
+                micros(one["last_at"]),
             )
             assert one["link"] == link
     assert leaves == {}

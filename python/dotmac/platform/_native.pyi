@@ -42,6 +42,7 @@ __all__ = [
     "merkle_root",
     "merkle_root_of_inclusion",
     "monotonic",
+    "segment_leaf",
     "segment_link",
 ]
 
@@ -154,10 +155,21 @@ class AuditChain:
 def canonical_json(text: str, /) -> bytes: ...
 def leaf_hashes(copied: bytes, /) -> bytes: ...
 def merkle_root(hashes: bytes, /) -> bytes: ...
+def segment_leaf(
+    id: bytes,  # noqa: A002 (the column's name)
+    writer: bytes,
+    tenant_id: str,
+    seq: int,
+    size: int,
+    root: bytes,
+    link: bytes,
+    first_at: int,
+    last_at: int,
+    recorded_at: int,
+    /,
+) -> bytes: ...
 def segment_link(
     before: bytes,
-    /,
-    *,
     id: bytes,  # noqa: A002 (the column's name)
     writer: bytes,
     tenant_id: str,
@@ -166,6 +178,7 @@ def segment_link(
     root: bytes,
     first_at: int,
     last_at: int,
+    /,
 ) -> bytes: ...
 
 @final

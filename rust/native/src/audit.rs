@@ -1,6 +1,6 @@
 //! Translation of the core module of the same name.
 use dotmac_core::audit::segment::Segment;
-use dotmac_core::audit::{Hash, canonical, merkle, row};
+use dotmac_core::audit::{canonical, merkle, row};
 use dotmac_core::error::CoreError;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -46,33 +46,74 @@ fn merkle_root<'py>(py: Python<'py>, hashes: &[u8]) -> PyResult<Bound<'py, PyByt
     Ok(PyBytes::new(py, &root))
 }
 
-/// The link of a segment to the one before it.
-#[pyfunction]
-#[pyo3(signature = (before, /, *, id, writer, tenant_id, seq, size, root, first_at, last_at))]
-#[allow(clippy::too_many_arguments)] // the record's fields
-fn segment_link<'py>(
-    py: Python<'py>,
-    before: Hash,
-    id: [u8; 16],
-    writer: [u8; 16],
-    tenant_id: &str,
-    seq: i64,
-    size: i64,
-    root: Hash,
-    first_at: i64,
-    last_at: i64,
-) -> Bound<'py, PyBytes> {
-    let segment = Segment {
-        id,
-        writer,
+fn segment<'a>(
+    (id, writer, tenant_id): (&[u8], &[u8], &'a str),
+    (seq, size, root): (i64, i64, &'a [u8]),
+    (first_at, last_at): (i64, i64),
+) -> PyResult<Segment<'a>> {
+    let uuid = |bytes: &[u8]| {
+        let wrong = |_| PyValueError::new_err("a UUID of 16 bytes is wanted");
+        bytes.try_into().map_err(wrong)
+    };
+    Ok(Segment {
+        id: uuid(id)?,
+        writer: uuid(writer)?,
         tenant_id,
         seq,
         size,
         root,
         first_at,
         last_at,
-    };
-    PyBytes::new(py, &segment.link(&before))
+    })
+}
+
+/// What ties a segment to the one before it of the same writer and tenant.
+#[pyfunction]
+#[pyo3(signature = (before, id, writer, tenant_id, seq, size, root, first_at, last_at, /))]
+#[allow(clippy::too_many_arguments)] // the record's fields
+fn segment_link<'py>(
+    py: Python<'py>,
+    before: &[u8],
+    id: &[u8],
+    writer: &[u8],
+    tenant_id: &str,
+    seq: i64,
+    size: i64,
+    root: &[u8],
+    first_at: i64,
+    last_at: i64,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let segment = segment(
+        (id, writer, tenant_id),
+        (seq, size, root),
+        (first_at, last_at),
+    )?;
+    Ok(PyBytes::new(py, &segment.link(before)))
+}
+
+/// A segment's leaf in its tenant's log.
+#[pyfunction]
+#[pyo3(signature = (id, writer, tenant_id, seq, size, root, link, first_at, last_at, recorded_at, /))]
+#[allow(clippy::too_many_arguments)] // as above
+fn segment_leaf<'py>(
+    py: Python<'py>,
+    id: &[u8],
+    writer: &[u8],
+    tenant_id: &str,
+    seq: i64,
+    size: i64,
+    root: &[u8],
+    link: &[u8],
+    first_at: i64,
+    last_at: i64,
+    recorded_at: i64,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let segment = segment(
+        (id, writer, tenant_id),
+        (seq, size, root),
+        (first_at, last_at),
+    )?;
+    Ok(PyBytes::new(py, &segment.leaf(link, recorded_at)))
 }
 
 /// Adds this module's names to `_native`.
@@ -81,5 +122,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(canonical_json, module)?)?;
     module.add_function(wrap_pyfunction!(leaf_hashes, module)?)?;
     module.add_function(wrap_pyfunction!(merkle_root, module)?)?;
+    module.add_function(wrap_pyfunction!(segment_leaf, module)?)?;
     module.add_function(wrap_pyfunction!(segment_link, module)?)
 }

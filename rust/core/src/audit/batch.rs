@@ -194,13 +194,14 @@ impl Chain {
         let mut rows = vec![b'['];
         for (tenant, grown) in batch.tenants.iter().zip(growing) {
             let before = self.heads.get(tenant);
+            let root = grown.tree.root();
             let segment = Segment {
                 id: grown.id,
                 writer: self.writer,
                 tenant_id: tenant,
                 seq: before.map_or(0, |head| head.seq) + 1,
                 size: grown.tree.size().cast_signed(),
-                root: grown.tree.root(),
+                root: &root,
                 first_at: grown.first_at,
                 last_at: grown.last_at,
             };
@@ -429,7 +430,7 @@ mod tests {
             tenant_id: "a",
             seq: 2,
             size: 1,
-            root: one.leaf.unwrap(),
+            root: &one.leaf.unwrap(),
             first_at: 5,
             last_at: 5,
         };

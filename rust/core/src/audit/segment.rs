@@ -4,11 +4,12 @@ use sha2::{Digest, Sha256};
 use super::Hash;
 use super::canonical::{write_integer, write_string};
 use super::leaf::write_uuid;
+use super::merkle::leaf_hash;
 
 /// The link before the first segment of a writer and tenant.
 pub const FIRST_LINK: Hash = [0; 32];
 
-/// What a segment's link covers beside the link before it.
+/// What a segment's link covers beside the link before it; as it is stored, whatever was made of it there.
 #[derive(Debug, Clone, Copy)]
 pub struct Segment<'a> {
     /// Its id (a UUID's bytes).
@@ -22,7 +23,7 @@ pub struct Segment<'a> {
     /// Events in it.
     pub size: i64,
     /// Merkle tree hash over the leaf hashes of its events.
-    pub root: Hash,
+    pub root: &'a [u8],
     /// The earliest `occurred_at`, microseconds since 1970.
     pub first_at: i64,
     /// The latest.
@@ -32,14 +33,24 @@ pub struct Segment<'a> {
 impl Segment<'_> {
     /// Writes the canonical bytes (RFC 8785) of the record.
     pub fn canonical(&self, out: &mut Vec<u8>) {
+        self.write(out, None);
+    }
+
+    fn write(&self, out: &mut Vec<u8>, more: Option<(&[u8], i64)>) {
         out.extend_from_slice(b"{\"first_at\":");
         write_integer(out, self.first_at);
         out.extend_from_slice(b",\"id\":");
         write_uuid(out, &self.id);
         out.extend_from_slice(b",\"last_at\":");
         write_integer(out, self.last_at);
+        if let Some((link, recorded_at)) = more {
+            out.extend_from_slice(b",\"link\":");
+            write_string(out, &hex(link));
+            out.extend_from_slice(b",\"recorded_at\":");
+            write_integer(out, recorded_at);
+        }
         out.extend_from_slice(b",\"root\":");
-        write_string(out, &hex(&self.root));
+        write_string(out, &hex(self.root));
         out.extend_from_slice(b",\"seq\":");
         write_integer(out, self.seq);
         out.extend_from_slice(b",\"size\":");
@@ -52,13 +63,21 @@ impl Segment<'_> {
     }
 
     /// Its link: SHA-256(link before || canonical bytes).
-    pub fn link(&self, before: &Hash) -> Hash {
+    pub fn link(&self, before: &[u8]) -> Hash {
         let mut bytes = Vec::with_capacity(320);
         self.canonical(&mut bytes);
         Sha256::new_with_prefix(before)
             .chain_update(&bytes)
             .finalize()
             .into()
+    }
+
+    /// Its leaf in the tenant's log: the leaf hash of the canonical bytes of all that its row says.
+    /// `recorded_at`: when the database took it, microseconds since 1970.
+    pub fn leaf(&self, link: &[u8], recorded_at: i64) -> Hash {
+        let mut bytes = Vec::with_capacity(448);
+        self.write(&mut bytes, Some((link, recorded_at)));
+        leaf_hash(&bytes)
     }
 }
 
@@ -86,7 +105,7 @@ mod tests {
             tenant_id: "ten\"ant",
             seq: 3,
             size: 4,
-            root: [5; 32],
+            root: &[5; 32],
             first_at: 6,
             last_at: 7,
         };
@@ -113,7 +132,7 @@ mod tests {
             Segment { seq: 4, ..segment },
             Segment { size: 5, ..segment },
             Segment {
-                root: [9; 32],
+                root: &[9; 32],
                 ..segment
             },
             Segment {
@@ -127,5 +146,15 @@ mod tests {
         ];
         assert!(others.iter().all(|other| other.link(&FIRST_LINK) != link));
         assert_ne!(segment.link(&[1; 32]), link);
+
+        let mut bytes = Vec::new();
+        segment.write(&mut bytes, Some((&[8; 32], 9)));
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        assert_eq!(canonicalize(&text).unwrap(), bytes);
+        let leaf = segment.leaf(&[8; 32], 9);
+        assert_eq!(leaf, leaf_hash(&bytes));
+        assert!(others.iter().all(|other| other.leaf(&[8; 32], 9) != leaf));
+        assert_ne!(segment.leaf(&[1; 32], 9), leaf);
+        assert_ne!(segment.leaf(&[8; 32], 8), leaf);
     }
 }

@@ -7,14 +7,12 @@ follows, too), so the order is that of storing and nothing is passed over.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dotmac.platform import _native
 from dotmac.platform.audit_trail.ids import micros
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -67,18 +65,11 @@ class Segment(NamedTuple):
 
     @classmethod
     def of(cls, row: asyncpg.Record) -> Segment:
-        """The segment of a row that has `SEGMENT_COLUMNS`."""
-        return cls(*(row[name] for name in cls._fields))
+        """The segment of a row whose first columns are `SEGMENT_COLUMNS`."""
+        return cls._make(row[:_WIDTH])
 
     def to_dict(self) -> dict[str, Any]:
         """The segment as JSON types: hashes in hexadecimal, times in microseconds since 1970."""
-        return {
-            **self._linked(),
-            "link": self.link.hex(),
-            "recorded_at": micros(self.recorded_at),
-        }
-
-    def _linked(self) -> dict[str, Any]:
         return {
             "id": str(self.id),
             "writer": str(self.writer),
@@ -88,23 +79,43 @@ class Segment(NamedTuple):
             "root": self.root.hex(),
             "first_at": micros(self.first_at),
             "last_at": micros(self.last_at),
+            "link": self.link.hex(),
+            "recorded_at": micros(self.recorded_at),
         }
 
 
-def canonical(value: Mapping[str, Any]) -> bytes:
-    """RFC 8785 of an object whose keys are ASCII and whose numbers are integers below 2^53."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+_WIDTH = len(Segment._fields)
 
 
-def leaf_hash(segment: Segment | Mapping[str, Any]) -> bytes:
+def leaf_hash(segment: Segment) -> bytes:
     """The segment's leaf in its tenant's log (RFC 6962, section 2.1)."""
-    value = segment.to_dict() if isinstance(segment, Segment) else segment
-    return hashlib.sha256(b"\x00" + canonical(value)).digest()
+    return _native.segment_leaf(
+        segment.id.bytes,
+        segment.writer.bytes,
+        segment.tenant_id,
+        segment.seq,
+        segment.size,
+        segment.root,
+        segment.link,
+        micros(segment.first_at),
+        micros(segment.last_at),
+        micros(segment.recorded_at),
+    )
 
 
 def next_link(before: bytes, segment: Segment) -> bytes:
     """What ties the segment to the one before it of the same writer and tenant."""
-    return hashlib.sha256(before + canonical(segment._linked())).digest()  # noqa: SLF001 (the same file)
+    return _native.segment_link(
+        before,
+        segment.id.bytes,
+        segment.writer.bytes,
+        segment.tenant_id,
+        segment.seq,
+        segment.size,
+        segment.root,
+        micros(segment.first_at),
+        micros(segment.last_at),
+    )
 
 
 class Sealed(NamedTuple):

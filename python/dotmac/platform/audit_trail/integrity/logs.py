@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dotmac.platform import _native
 from dotmac.platform.audit_trail.integrity.anchors import bounded_notes
-from dotmac.platform.audit_trail.integrity.log import Segment, leaf_hash
+from dotmac.platform.audit_trail.integrity.log import SEGMENT_COLUMNS, Segment, leaf_hash
 from dotmac.platform.audit_trail.integrity.notes import Checkpoint, log_name, open_note, tenant_of
 from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind
 from dotmac.platform.audit_trail.partitions import name_tenant
@@ -145,32 +145,32 @@ async def check_logs(connection: Connection, scope: Scope, anchored: dict[str, l
     condition, values = ("l.tenant_id = $1", [scope.tenant]) if scope.tenant is not None else ("true", [])
     total = await connection.fetchval(f"SELECT count(*) FROM audit_log l WHERE {condition}", *values)  # noqa: S608 (ours)
     scope.tell("log", 0, total)
-    entries = connection.cursor(
-        "SELECT l.tenant_id AS log, l.position, l.segment, l.leaf, l.recorded_tx AS logged_tx, l.sealed_at, "  # noqa: S608 (as above)
-        "s.* FROM audit_log l LEFT JOIN (SELECT id, writer, tenant_id, seq, size, root, link, first_at, "
-        "last_at, recorded_at, recorded_tx FROM audit_segments) s ON s.id = l.segment "
-        f"WHERE {condition} ORDER BY l.tenant_id, l.position",
-        *values,
-        prefetch=_PREFETCH,
-    )
     claims = _claims(connection, scope, condition, values, anchored)
     waiting = await anext(claims, None)
     walk: _Walk | None = None
-    async for entry in entries:
-        if walk is None or walk.tenant != entry["log"]:
-            if walk is not None:
-                waiting = await _finish(walk, claims, waiting)
-            # Logs of which only the checkpoints are left stand between the others.
-            while waiting is not None and _before(waiting.tenant, entry["log"]):
-                waiting = await _finish(_Walk(scope, waiting.tenant), claims, waiting)
-            walk = _Walk(scope, entry["log"])
-        while waiting is not None and waiting.tenant == walk.tenant and waiting.size <= walk.size:
-            walk.compare(waiting)
-            waiting = await anext(claims, None)
-        walk.take(entry)
-        scope.report.log_entries += 1
-        if scope.report.log_entries % _PREFETCH == 0:
-            scope.tell("log", scope.report.log_entries, total)
+    cursor = await connection.cursor(
+        "SELECT s.*, l.tenant_id AS log, l.position, l.segment, l.leaf, l.recorded_tx AS logged_tx, "  # noqa: S608 (as above)
+        "l.sealed_at FROM audit_log l "
+        f"LEFT JOIN (SELECT {SEGMENT_COLUMNS}, recorded_tx FROM audit_segments) s ON s.id = l.segment "
+        f"WHERE {condition} ORDER BY l.tenant_id, l.position",
+        *values,
+    )
+    # By blocks: a wait for each entry costs more than its hash.
+    while block := await cursor.fetch(_PREFETCH):
+        for entry in block:
+            if walk is None or walk.tenant != entry["log"]:
+                if walk is not None:
+                    waiting = await _finish(walk, claims, waiting)
+                # Logs of which only the checkpoints are left stand between the others.
+                while waiting is not None and _before(waiting.tenant, entry["log"]):
+                    waiting = await _finish(_Walk(scope, waiting.tenant), claims, waiting)
+                walk = _Walk(scope, entry["log"])
+            while waiting is not None and waiting.tenant == walk.tenant and waiting.size <= walk.size:
+                walk.compare(waiting)
+                waiting = await anext(claims, None)
+            walk.take(entry)
+        scope.report.log_entries += len(block)
+        scope.tell("log", scope.report.log_entries, total)
     if walk is not None:
         waiting = await _finish(walk, claims, waiting)
     while waiting is not None:

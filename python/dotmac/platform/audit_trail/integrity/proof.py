@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dotmac.platform import _native
-from dotmac.platform.audit_trail.integrity.log import SEGMENT_COLUMNS, Segment, leaf_hash
+from dotmac.platform.audit_trail.integrity.log import SEGMENT_COLUMNS, Segment
 from dotmac.platform.audit_trail.integrity.notes import open_note
 from dotmac.platform.errors import InvalidProof, NotProvable
 
@@ -88,10 +88,12 @@ def check_proof(proof: Mapping[str, Any] | str | bytes, keys: Iterable[bytes]) -
 
 
 def _leaf(segment: dict[str, Any]) -> bytes:
+    """The leaf hash of a segment as JSON types (RFC 6962, section 2.1; RFC 8785)."""
     try:
-        return leaf_hash(segment)
+        canonical = _native.canonical_json(json.dumps(segment, ensure_ascii=False))
     except (ValueError, TypeError, UnicodeEncodeError) as error:
         raise InvalidProof(f"segment: {error}") from None
+    return hashlib.sha256(b"\x00" + canonical).digest()
 
 
 def _root(leaf: bytes, proof: dict[str, Any], index: str, size: int, path: str) -> bytes:
