@@ -3,9 +3,10 @@
 The same events are stored once, by COPY through `log_events`, in one embedded PostgreSQL; turn by turn all of
 them are verified, so that noise hits everyone; the median of the turns is shown. "hashing alone" feeds what
 COPY gave into the check, without the database. auditchain (where it is installed) verifies records in memory.
-Run it as a script:
+With `--small` the events are logged one by one for 20 tenants from 100 tasks, so that a segment has two or
+three. Run it as a script:
 
-    python benches/python/bench_audit_integrity.py [--events 200000] [--turns 5]
+    python benches/python/bench_audit_integrity.py [--events 200000] [--turns 5] [--small]
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import asyncpg
 
 from dotmac.platform import _native
 from dotmac.platform.audit_trail import AuditAggregator
-from dotmac.platform.audit_trail.ids import micros
 from dotmac.platform.audit_trail.integrity import SigningKey
+from dotmac.platform.audit_trail.integrity.copying import copy_rows
 from dotmac.platform.audit_trail.integrity.events import copy_events
 from dotmac.platform.connection.embedded import EmbeddedPostgres
 
@@ -38,28 +39,32 @@ def events(count):
         }
 
 
+async def store(audit, count, small):
+    """Store the events, in large segments or in small ones."""
+    if not small:
+        await audit.log_events(events(count))
+        return
+    left = events(count)
+
+    async def work(number):
+        for event in left:
+            await audit.log_event(**event | {"tenant_id": f"tenant-{number % 20}"})
+
+    await asyncio.gather(*(work(number) for number in range(100)))
+
+
 async def copied(connection):
     """All events as COPY gives them, and a function that checks them."""
     pieces = []
     await copy_events(connection, "true", pieces.append)
-    rows = await connection.fetch(
-        "SELECT id, tenant_id, size, root, leaves, recorded_at, recorded_tx FROM audit_segments"
-    )
-    expected = [
-        (
-            row["id"].bytes,
-            row["tenant_id"],
-            row["size"],
-            row["root"],
-            row["leaves"],
-            micros(row["recorded_at"]),
-            row["recorded_tx"],
-        )
-        for row in rows
-    ]
+    expected = []
+    columns = ", ".join(_native.AUDIT_EXPECTED_COLUMNS)
+    await copy_rows(connection, f"SELECT {columns} FROM audit_segments", expected.append)
 
     def check():
-        checker = _native.SegmentCheck(expected)
+        checker = _native.SegmentCheck()
+        for piece in expected:
+            checker.expect(piece)
         for piece in pieces:
             checker.feed(piece)
         findings, _, strangers, count = checker.finish()
@@ -88,7 +93,7 @@ async def peer(count):
     return check
 
 
-async def main(count, turns):
+async def main(count, turns, small):
     rates = {}
 
     def note(name, events, began):
@@ -99,12 +104,13 @@ async def main(count, turns):
         async with AuditAggregator(postgres.url, signing_key=key, sealing=False) as audit:
             await audit.migrate()
             began = time.perf_counter()
-            await audit.log_events(events(count))
-            note("log_events", count, began)
+            await store(audit, count, small)
+            note("log_event" if small else "log_events", count, began)
             await audit.checkpoint()
             connection = await asyncpg.connect(postgres.url)
             await connection.execute("VACUUM ANALYZE")
             check, size = await copied(connection)
+            segments = await connection.fetchval("SELECT count(*) FROM audit_segments")
             other = await peer(min(count, 50_000))
             for _ in range(turns):
                 for connections in (1, 2, 3):
@@ -122,7 +128,10 @@ async def main(count, turns):
                     began = time.perf_counter()
                     note("auditchain", other(), began)
             await connection.close()
-    print(f"{count:,} events, {size / count:.0f} bytes each in binary; events per second, median of {turns}:")
+    print(
+        f"{count:,} events in {segments:,} segments, {size / count:.0f} bytes each in binary; "
+        f"events per second, median of {turns}:"
+    )
     for name, found in rates.items():
         print(f"  {name:34}{statistics.median(found):>12,.0f}")
 
@@ -131,5 +140,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=200_000)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
-    asyncio.run(main(given.events, given.turns))
+    asyncio.run(main(given.events, given.turns, given.small))

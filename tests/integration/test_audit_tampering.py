@@ -19,7 +19,7 @@ import pytest
 from dotmac.platform.audit_trail import AuditAggregator
 from dotmac.platform.audit_trail.integrity import SigningKey
 from dotmac.platform.audit_trail.integrity.checkpoints import Signer
-from dotmac.platform.audit_trail.integrity.log import SEGMENT_COLUMNS, Segment, leaf_hash, seal
+from dotmac.platform.audit_trail.integrity.log import LEAF_COLUMNS, leaf_hash, seal
 from dotmac.platform.audit_trail.integrity.verify import verify
 from support.segments import FIELDS, PlainWriter, canonical, event, leaf, micros, root, uuid7
 
@@ -270,13 +270,15 @@ class Superuser:
         await self.execute("UPDATE audit_events SET recorded_at = $2 WHERE segment = $1", segment, old)
         await self.execute("UPDATE audit_segments SET recorded_at = $2 WHERE id = $1", segment, old)
         place = await self.connection.fetchval("SELECT count(*) FROM audit_log WHERE tenant_id = 'a'")
-        row = await self.connection.fetchrow("SELECT * FROM audit_segments WHERE id = $1", segment)
+        row = await self.connection.fetchrow(
+            f"SELECT {LEAF_COLUMNS}, recorded_tx FROM audit_segments WHERE id = $1", segment
+        )
         await self.execute(
             "INSERT INTO audit_log (tenant_id, position, segment, leaf, recorded_tx) "
             "VALUES ('a', $1, $2, $3, $4)",
             place,
             segment,
-            leaf_hash(Segment.of(row)),
+            leaf_hash(row),
             row["recorded_tx"],
         )
         return f"segment {segment} slipped in", lambda one: one.segment == segment
@@ -411,11 +413,9 @@ class Superuser:
 
     async def forge_log(self, segment):
         row = await self.connection.fetchrow(
-            f"SELECT {SEGMENT_COLUMNS} FROM audit_segments WHERE id = $1", segment
+            f"SELECT {LEAF_COLUMNS} FROM audit_segments WHERE id = $1", segment
         )
-        await self.execute(
-            "UPDATE audit_log SET leaf = $2 WHERE segment = $1", segment, leaf_hash(Segment.of(row))
-        )
+        await self.execute("UPDATE audit_log SET leaf = $2 WHERE segment = $1", segment, leaf_hash(row))
 
 
 ACTS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from itertools import groupby
 
 import asyncpg
@@ -18,6 +19,9 @@ TOTALS_THAT_DIFFER = """
         UNION ALL SELECT day, category, outcome, level, -events FROM audit_rollup_totals
     ) AS counted GROUP BY 1, 2, 3, 4 HAVING sum(events) <> 0
 """
+
+PACKED = struct.Struct(">16s16sqiqqq")
+EPOCH = 946_684_800_000_000  # microseconds from 1970 to 2000
 
 
 async def look_through(url):
@@ -58,17 +62,9 @@ async def look_through(url):
             assert one["size"] == len(covered)
             assert one["root"] == merkle_root(b"".join(leaf for leaf, _, _ in covered))
             assert {(tenant, tx) for _, tenant, tx in covered} == {(one["tenant_id"], one["recorded_tx"])}
-            link = segment_link(
-                link,
-                one["id"].bytes,
-                one["writer"].bytes,
-                one["tenant_id"],
-                seq,
-                one["size"],
-                one["root"],
-                micros(one["first_at"]),
-                micros(one["last_at"]),
-            )
+            times = (micros(one[name]) - EPOCH for name in ("first_at", "last_at", "recorded_at"))
+            packed = PACKED.pack(one["id"].bytes, one["writer"].bytes, seq, one["size"], *times)
+            link = segment_link(link, packed, one["tenant_id"], one["root"])
             assert one["link"] == link
     assert leaves == {}
     return [place["id"] for place in places]

@@ -8,8 +8,10 @@ from typing import Any, Generic, TypeVar, final
 from dotmac.platform.service_registry.models import ServiceInstance
 
 __all__ = [
+    "AUDIT_CHAIN_COLUMNS",
     "AUDIT_CHECK_COLUMNS",
     "AUDIT_COLUMNS",
+    "AUDIT_EXPECTED_COLUMNS",
     "STRATEGIES",
     "Answer",
     "Asking",
@@ -20,6 +22,7 @@ __all__ = [
     "AuditScreen",
     "AuditScreens",
     "Bridge",
+    "ChainCheck",
     "Engine",
     "Lease",
     "LockCall",
@@ -155,31 +158,8 @@ class AuditChain:
 def canonical_json(text: str, /) -> bytes: ...
 def leaf_hashes(copied: bytes, /) -> bytes: ...
 def merkle_root(hashes: bytes, /) -> bytes: ...
-def segment_leaf(
-    id: bytes,  # noqa: A002 (the column's name)
-    writer: bytes,
-    tenant_id: str,
-    seq: int,
-    size: int,
-    root: bytes,
-    link: bytes,
-    first_at: int,
-    last_at: int,
-    recorded_at: int,
-    /,
-) -> bytes: ...
-def segment_link(
-    before: bytes,
-    id: bytes,  # noqa: A002 (the column's name)
-    writer: bytes,
-    tenant_id: str,
-    seq: int,
-    size: int,
-    root: bytes,
-    first_at: int,
-    last_at: int,
-    /,
-) -> bytes: ...
+def segment_leaf(packed: bytes, tenant_id: str, root: bytes, link: bytes, /) -> bytes: ...
+def segment_link(before: bytes, packed: bytes, tenant_id: str, root: bytes, /) -> bytes: ...
 
 @final
 class Engine:
@@ -381,6 +361,20 @@ class RateDetector:
 # --- integrity.rs ---
 
 AUDIT_CHECK_COLUMNS: list[str]
+AUDIT_EXPECTED_COLUMNS: list[str]
+AUDIT_CHAIN_COLUMNS: list[str]
+
+@final
+class ChainCheck:
+    def __new__(cls, most: int) -> ChainCheck: ...
+    def feed(self, piece: bytes) -> int: ...
+    def finish(
+        self,
+    ) -> tuple[
+        list[tuple[bytes, bytes, str, int, int | None, tuple[str, str] | None]],
+        int,
+        int,
+    ]: ...
 
 @final
 class MerkleTree:
@@ -392,9 +386,8 @@ class MerkleTree:
 
 @final
 class SegmentCheck:
-    def __new__(
-        cls, segments: list[tuple[bytes, str, int, bytes, bytes | None, int, int]]
-    ) -> SegmentCheck: ...
+    def __new__(cls) -> SegmentCheck: ...
+    def expect(self, piece: bytes) -> None: ...
     def feed(self, piece: bytes) -> None: ...
     def finish(
         self,

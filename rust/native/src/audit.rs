@@ -46,73 +46,31 @@ fn merkle_root<'py>(py: Python<'py>, hashes: &[u8]) -> PyResult<Bound<'py, PyByt
     Ok(PyBytes::new(py, &root))
 }
 
-fn segment<'a>(
-    (id, writer, tenant_id): (&[u8], &[u8], &'a str),
-    (seq, size, root): (i64, i64, &'a [u8]),
-    (first_at, last_at): (i64, i64),
-) -> PyResult<Segment<'a>> {
-    let uuid = |bytes: &[u8]| {
-        let wrong = |_| PyValueError::new_err("a UUID of 16 bytes is wanted");
-        bytes.try_into().map_err(wrong)
-    };
-    Ok(Segment {
-        id: uuid(id)?,
-        writer: uuid(writer)?,
-        tenant_id,
-        seq,
-        size,
-        root,
-        first_at,
-        last_at,
-    })
-}
-
 /// What ties a segment to the one before it of the same writer and tenant.
 #[pyfunction]
-#[pyo3(signature = (before, id, writer, tenant_id, seq, size, root, first_at, last_at, /))]
-#[allow(clippy::too_many_arguments)] // the record's fields
+#[pyo3(signature = (before, packed, tenant_id, root, /))]
 fn segment_link<'py>(
     py: Python<'py>,
     before: &[u8],
-    id: &[u8],
-    writer: &[u8],
+    packed: &[u8],
     tenant_id: &str,
-    seq: i64,
-    size: i64,
     root: &[u8],
-    first_at: i64,
-    last_at: i64,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let segment = segment(
-        (id, writer, tenant_id),
-        (seq, size, root),
-        (first_at, last_at),
-    )?;
+    let (segment, _) = Segment::unpack(packed, tenant_id, root).map_err(wrong)?;
     Ok(PyBytes::new(py, &segment.link(before)))
 }
 
-/// A segment's leaf in its tenant's log.
+/// A segment's leaf in its tenant's log; `packed`: its columns of fixed width, one after another.
 #[pyfunction]
-#[pyo3(signature = (id, writer, tenant_id, seq, size, root, link, first_at, last_at, recorded_at, /))]
-#[allow(clippy::too_many_arguments)] // as above
+#[pyo3(signature = (packed, tenant_id, root, link, /))]
 fn segment_leaf<'py>(
     py: Python<'py>,
-    id: &[u8],
-    writer: &[u8],
+    packed: &[u8],
     tenant_id: &str,
-    seq: i64,
-    size: i64,
     root: &[u8],
     link: &[u8],
-    first_at: i64,
-    last_at: i64,
-    recorded_at: i64,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let segment = segment(
-        (id, writer, tenant_id),
-        (seq, size, root),
-        (first_at, last_at),
-    )?;
+    let (segment, recorded_at) = Segment::unpack(packed, tenant_id, root).map_err(wrong)?;
     Ok(PyBytes::new(py, &segment.leaf(link, recorded_at)))
 }
 

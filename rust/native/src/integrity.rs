@@ -1,8 +1,9 @@
 //! Translation of the core's audit proofs and checks.
 use std::sync::{Mutex, PoisonError};
 
-use dotmac_core::audit::check::{Checker, Expected, Finding};
-use dotmac_core::audit::copy::{MORE, Pieces};
+use dotmac_core::audit::chains::{self, Broken, Chains, What};
+use dotmac_core::audit::check::{Checker, EXPECTED_COLUMNS, Finding};
+use dotmac_core::audit::copy::{Events, MORE, Pieces};
 use dotmac_core::audit::merkle::Tree;
 use dotmac_core::audit::{Hash, proofs, row};
 use dotmac_core::error::CoreError;
@@ -11,15 +12,6 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 
-type Segment = (
-    [u8; 16],
-    String,
-    usize,
-    Hash,
-    Option<PyBackedBytes>,
-    i64,
-    i64,
-);
 type Told = (
     &'static str,
     [u8; 16],
@@ -143,23 +135,23 @@ pub struct SegmentCheck(Mutex<Checker>);
 #[pymethods]
 impl SegmentCheck {
     #[new]
-    fn new(segments: Vec<Segment>) -> Self {
-        let expected = segments.into_iter().map(
-            |(id, tenant_id, size, root, leaves, recorded_at, recorded_tx)| Expected {
-                id,
-                tenant_id,
-                size,
-                root,
-                leaves: leaves.map(|leaves| leaves.to_vec()),
-                recorded_at,
-                recorded_tx,
-            },
-        );
-        Self(Mutex::new(Checker::new(expected)))
+    fn new() -> Self {
+        Self(Mutex::new(Checker::default()))
+    }
+
+    /// Takes the next piece of `COPY (SELECT AUDIT_EXPECTED_COLUMNS …) TO STDOUT (FORMAT binary)`, which tells
+    /// of the segments.
+    #[allow(clippy::needless_pass_by_value)] // it is handed to Rust whole, so that the interpreter may go on
+    fn expect(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<()> {
+        py.detach(|| {
+            let mut checker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            checker.expect(&piece)
+        })
+        .map_err(|error| refused(&error))
     }
 
     /// Takes the next piece of `COPY (SELECT AUDIT_CHECK_COLUMNS …) TO STDOUT (FORMAT binary)`.
-    #[allow(clippy::needless_pass_by_value)] // it is handed to Rust whole, so that the interpreter may go on
+    #[allow(clippy::needless_pass_by_value)] // as above
     fn feed(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<()> {
         py.detach(|| {
             let mut checker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -182,6 +174,57 @@ impl SegmentCheck {
     }
 }
 
+type Link = (
+    [u8; 16],
+    [u8; 16],
+    String,
+    i64,
+    Option<i64>,
+    Option<(String, String)>,
+);
+
+/// Checks the chains of segments; see the core crate.
+#[pyclass(module = "dotmac.platform._native", frozen)]
+pub struct ChainCheck(Mutex<Chains>);
+
+#[pymethods]
+impl ChainCheck {
+    /// `most`: findings of each kind that are kept; others are counted.
+    #[new]
+    fn new(most: usize) -> Self {
+        Self(Mutex::new(Chains::new(most)))
+    }
+
+    /// Takes the next piece of `COPY (SELECT AUDIT_CHAIN_COLUMNS … ORDER BY writer, tenant_id, seq) TO STDOUT
+    /// (FORMAT binary)`; returns how many segments have come so far.
+    #[allow(clippy::needless_pass_by_value)] // as above
+    fn feed(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<usize> {
+        py.detach(|| {
+            let mut chains = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            chains.feed(&piece)
+        })
+        .map_err(|error| refused(&error))
+    }
+
+    /// Findings (segment, writer, tenant, number, the number that comes next or None, None or the link that
+    /// is stored and the one that follows), how many gaps there are, how many wrong links. The check is empty
+    /// then.
+    fn finish(&self) -> PyResult<(Vec<Link>, usize, usize)> {
+        let mut chains = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let finished = std::mem::take(&mut *chains).finish();
+        let (found, gaps, links) = finished.map_err(|error| refused(&error))?;
+        Ok((found.into_iter().map(link).collect(), gaps, links))
+    }
+}
+
+fn link(one: Broken) -> Link {
+    let (gap, links) = match one.what {
+        What::Gap(wanted) => (Some(wanted), None),
+        What::Link(stored, follows) => (None, Some((stored, follows))),
+    };
+    (one.segment, one.writer, one.tenant_id, one.seq, gap, links)
+}
+
 fn told(one: Finding) -> Told {
     (
         one.kind.name(),
@@ -202,7 +245,7 @@ fn canonical_events(
     copied: &[u8],
 ) -> PyResult<Vec<(Option<i32>, [u8; 16], Py<PyBytes>)>> {
     let mut found = Vec::new();
-    let mut reader = Pieces::default();
+    let mut reader = Pieces::<Events>::default();
     let read = reader.feed(copied, |row| {
         let mut bytes = Vec::new();
         let written = row.fields.canonical(&mut bytes);
@@ -219,7 +262,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         "AUDIT_CHECK_COLUMNS",
         [&row::COLUMNS[..], &MORE[..]].concat(),
     )?;
+    module.add("AUDIT_EXPECTED_COLUMNS", EXPECTED_COLUMNS)?;
+    module.add("AUDIT_CHAIN_COLUMNS", chains::COLUMNS)?;
     module.add_class::<MerkleTree>()?;
+    module.add_class::<ChainCheck>()?;
     module.add_class::<SegmentCheck>()?;
     module.add_function(wrap_pyfunction!(merkle_inclusion, module)?)?;
     module.add_function(wrap_pyfunction!(merkle_root_of_inclusion, module)?)?;

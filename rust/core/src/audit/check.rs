@@ -5,13 +5,16 @@
 use std::collections::HashMap;
 
 use super::Hash;
-use super::copy::{Pieces, Row};
+use super::copy::{Columns, Events, Pieces, Row};
 use super::merkle::root_of;
+use super::row::Reader;
 use super::segment::hex;
 use crate::error::CoreError;
 
 /// Findings of one segment that are told one by one; the others are only counted.
 const MOST_TOLD: usize = 100;
+/// More than any commit stores: a row that says more was changed, and is not to take all memory.
+const MOST_EVENTS: usize = 1 << 20;
 
 /// A segment as its row says.
 #[derive(Debug, Clone)]
@@ -30,6 +33,42 @@ pub struct Expected {
     pub recorded_at: i64,
     /// The transaction that stored all of them.
     pub recorded_tx: i64,
+}
+
+/// The rows of segments to expect, as a copy of the columns in `EXPECTED_COLUMNS` has them.
+#[derive(Debug, Default)]
+pub struct Expectations;
+
+/// The columns of a segment's row in `Checker::expect`.
+pub const EXPECTED_COLUMNS: [&str; 7] = [
+    "id",
+    "tenant_id",
+    "size",
+    "root",
+    "leaves",
+    "recorded_at",
+    "recorded_tx",
+];
+
+impl Columns for Expectations {
+    const WIDTH: usize = EXPECTED_COLUMNS.len();
+    type Row<'a> = Expected;
+
+    fn read(reader: &mut Reader<'_>) -> Result<Expected, CoreError> {
+        Ok(Expected {
+            id: reader.needed("id")?,
+            tenant_id: reader.text("tenant_id")?.unwrap_or_default().to_owned(),
+            size: usize::try_from(i32::from_be_bytes(reader.needed("size")?)).unwrap_or(0),
+            // One of another length is no root of anything.
+            root: reader
+                .value("root")?
+                .and_then(|root| root.try_into().ok())
+                .unwrap_or_default(),
+            leaves: reader.value("leaves")?.map(<[u8]>::to_vec),
+            recorded_at: reader.moment("recorded_at")?,
+            recorded_tx: i64::from_be_bytes(reader.needed("recorded_tx")?),
+        })
+    }
 }
 
 /// What is wrong.
@@ -122,7 +161,8 @@ struct Slot {
 /// Checks the events of some segments, which come in any order.
 #[derive(Debug, Default)]
 pub struct Checker {
-    reader: Pieces,
+    expectations: Pieces<Expectations>,
+    reader: Pieces<Events>,
     slots: Vec<Slot>,
     places: HashMap<[u8; 16], usize>,
     // Of the last event: most follow one of the same segment.
@@ -135,23 +175,23 @@ pub struct Checker {
 impl Checker {
     /// A check of these segments' events.
     pub fn new(expected: impl IntoIterator<Item = Expected>) -> Self {
-        let slots: Vec<_> = expected
-            .into_iter()
-            .map(|expected| Slot {
-                found: vec![None; expected.size],
-                there: 0,
-                leaves: None,
-                expected,
-                extra: Vec::new(),
-                findings: Vec::new(),
-            })
-            .collect();
-        let places = slots.iter().map(|slot| slot.expected.id).zip(0..);
-        Self {
-            places: places.collect(),
-            slots,
-            ..Self::default()
+        let mut checker = Self::default();
+        let Self { slots, places, .. } = &mut checker;
+        for one in expected {
+            add(slots, places, one);
         }
+        checker
+    }
+
+    /// Takes the next piece of the copied rows of segments; they come before their events.
+    pub fn expect(&mut self, piece: &[u8]) -> Result<(), CoreError> {
+        let Self {
+            expectations,
+            slots,
+            places,
+            ..
+        } = self;
+        expectations.feed(piece, |one| add(slots, places, one))
     }
 
     /// Takes the next piece of the copied events.
@@ -164,6 +204,7 @@ impl Checker {
             strangers,
             events,
             scratch,
+            ..
         } = self;
         reader.feed(piece, |row| {
             *events += 1;
@@ -176,7 +217,7 @@ impl Checker {
                 *last = *place;
             }
             match slots.get_mut(*last) {
-                Some(slot) if slot.expected.id == segment => slot.take(row, scratch),
+                Some(slot) if slot.expected.id == segment => slot.take(&row, scratch),
                 _ => strangers.entry(segment).or_insert((0, row.fields.id)).0 += 1,
             }
         })
@@ -184,7 +225,7 @@ impl Checker {
 
     /// What is wrong, once all events came.
     pub fn finish(self) -> Result<Outcome, CoreError> {
-        if !self.reader.is_whole() {
+        if !self.reader.is_whole() || self.expectations.is_cut() {
             return Err(CoreError::Malformed {
                 what: "copy",
                 why: "it ends too early".to_owned(),
@@ -207,6 +248,18 @@ impl Checker {
         outcome.findings.sort_by_key(|one| (one.segment, one.place));
         Ok(outcome)
     }
+}
+
+fn add(slots: &mut Vec<Slot>, places: &mut HashMap<[u8; 16], usize>, expected: Expected) {
+    places.insert(expected.id, slots.len());
+    slots.push(Slot {
+        found: vec![None; expected.size.min(MOST_EVENTS)],
+        there: 0,
+        leaves: None,
+        expected,
+        extra: Vec::new(),
+        findings: Vec::new(),
+    });
 }
 
 impl Slot {

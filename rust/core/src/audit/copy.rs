@@ -1,14 +1,41 @@
-//! Stored events as they are checked: COPY … (FORMAT binary) in pieces of any size, as they come over the wire.
+//! Stored rows as they are checked: COPY … (FORMAT binary) in pieces of any size, as they come over the wire.
+use std::marker::PhantomData;
+
 use super::leaf::Fields;
-use super::row;
+use super::row::{self, Reader};
 use crate::error::CoreError;
 
 /// Columns after those of `row::COLUMNS`, which no event's hash covers.
 pub const MORE: [&str; 2] = ["recorded_at", "recorded_tx"];
 
-const WIDTH: usize = row::COLUMNS.len() + MORE.len();
-/// Microseconds from 1970 to 2000, where the database's time begins.
-const EPOCH: i64 = 946_684_800_000_000;
+/// What the rows of a copy are.
+pub trait Columns {
+    /// How many columns.
+    const WIDTH: usize;
+    /// A row.
+    type Row<'a>;
+    /// Takes a row's values.
+    fn read<'a>(reader: &mut Reader<'a>) -> Result<Self::Row<'a>, CoreError>;
+}
+
+/// Events: the columns of `row::COLUMNS`, then those of `MORE`.
+#[derive(Debug, Default)]
+pub struct Events;
+
+impl Columns for Events {
+    const WIDTH: usize = row::COLUMNS.len() + MORE.len();
+    type Row<'a> = Row<'a>;
+
+    fn read<'a>(reader: &mut Reader<'a>) -> Result<Row<'a>, CoreError> {
+        Ok(Row {
+            fields: reader.event()?,
+            segment: reader.fixed("segment")?,
+            leaf: reader.fixed("leaf")?.map(i32::from_be_bytes),
+            recorded_at: reader.moment("recorded_at")?,
+            recorded_tx: i64::from_be_bytes(reader.needed("recorded_tx")?),
+        })
+    }
+}
 
 /// An event as it is stored.
 #[derive(Debug, Clone)]
@@ -25,20 +52,21 @@ pub struct Row<'a> {
     pub recorded_tx: i64,
 }
 
-/// Puts the pieces together again.
+/// Puts the pieces of a copy together again.
 #[derive(Debug, Default)]
-pub struct Pieces {
+pub struct Pieces<C> {
     rest: Vec<u8>,
     begun: bool,
     ended: bool,
+    columns: PhantomData<C>,
 }
 
-impl Pieces {
+impl<C: Columns> Pieces<C> {
     /// Takes the next piece, and hands out every row that is whole.
     pub fn feed(
         &mut self,
         piece: &[u8],
-        mut on_row: impl FnMut(&Row<'_>),
+        mut on_row: impl for<'a> FnMut(C::Row<'a>),
     ) -> Result<(), CoreError> {
         if self.rest.is_empty() {
             let used = self.read(piece, &mut on_row)?;
@@ -58,10 +86,15 @@ impl Pieces {
         self.ended && self.rest.is_empty()
     }
 
+    /// Has it begun, and not come to its end?
+    pub fn is_cut(&self) -> bool {
+        self.begun && !self.is_whole()
+    }
+
     fn read(
         &mut self,
         bytes: &[u8],
-        on_row: &mut impl FnMut(&Row<'_>),
+        on_row: &mut impl for<'a> FnMut(C::Row<'a>),
     ) -> Result<usize, CoreError> {
         let mut left = bytes;
         if !self.begun {
@@ -86,12 +119,13 @@ impl Pieces {
                 continue;
             }
             let count = u16::from_be_bytes(*count);
-            if usize::from(count) != WIDTH {
-                return Err(malformed(format!("{count} columns instead of {WIDTH}")));
+            if usize::from(count) != C::WIDTH {
+                let wanted = C::WIDTH;
+                return Err(malformed(format!("{count} columns instead of {wanted}")));
             }
-            let mut reader = row::Reader::new(values);
-            match read(&mut reader) {
-                Ok(row) => on_row(&row),
+            let mut reader = Reader::new(values);
+            match C::read(&mut reader) {
+                Ok(row) => on_row(row),
                 Err(_) if reader.is_cut => break,
                 Err(error) => return Err(error),
             }
@@ -104,16 +138,6 @@ impl Pieces {
     }
 }
 
-fn read<'a>(reader: &mut row::Reader<'a>) -> Result<Row<'a>, CoreError> {
-    Ok(Row {
-        fields: reader.event()?,
-        segment: reader.fixed("segment")?,
-        leaf: reader.fixed("leaf")?.map(i32::from_be_bytes),
-        recorded_at: i64::from_be_bytes(reader.needed("recorded_at")?).saturating_add(EPOCH),
-        recorded_tx: i64::from_be_bytes(reader.needed("recorded_tx")?),
-    })
-}
-
 fn malformed(why: String) -> CoreError {
     CoreError::Malformed { what: "copy", why }
 }
@@ -123,7 +147,7 @@ fn malformed(why: String) -> CoreError {
 pub(crate) fn encode(rows: &[Row<'_>]) -> Vec<u8> {
     let mut out = row::HEADER.to_vec();
     for one in rows {
-        out.extend_from_slice(&(WIDTH as u16).to_be_bytes());
+        out.extend_from_slice(&(Events::WIDTH as u16).to_be_bytes());
         row::write(&mut out, &one.fields).unwrap();
         for value in [
             one.segment.map(Vec::from),
@@ -135,7 +159,7 @@ pub(crate) fn encode(rows: &[Row<'_>]) -> Vec<u8> {
             out.extend_from_slice(&length.to_be_bytes());
             out.extend_from_slice(&value.unwrap_or_default());
         }
-        for value in [one.recorded_at - EPOCH, one.recorded_tx] {
+        for value in [one.recorded_at - row::EPOCH, one.recorded_tx] {
             out.extend_from_slice(&8_i32.to_be_bytes());
             out.extend_from_slice(&value.to_be_bytes());
         }
@@ -172,7 +196,7 @@ mod tests {
     }
 
     fn hashes(pieces: &[&[u8]]) -> Vec<[u8; 32]> {
-        let mut reader = Pieces::default();
+        let mut reader = Pieces::<Events>::default();
         let mut found = Vec::new();
         for piece in pieces {
             reader
@@ -212,7 +236,7 @@ mod tests {
             let at = place.index(bytes.len());
             bytes[at] = value;
             let (one, other) = bytes.split_at(cut.index(bytes.len()));
-            let mut reader = Pieces::default();
+            let mut reader = Pieces::<Events>::default();
             // Either it is refused or it is read: what counts is that it comes back.
             if reader.feed(one, |_| ()).is_ok() {
                 let _ = reader.feed(other, |_| ());

@@ -2,6 +2,7 @@
 //! root and the chained record of a segment (the events of one tenant that one commit stored).
 pub mod batch;
 pub mod canonical;
+pub mod chains;
 pub mod check;
 pub mod copy;
 pub mod event;

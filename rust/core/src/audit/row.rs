@@ -39,7 +39,7 @@ pub const HEADER: [u8; 19] = *b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub const TRAILER: [u8; 2] = [0xff, 0xff];
 
 /// Microseconds from 1970 to 2000, where PostgreSQL's time begins.
-const EPOCH: i64 = 946_684_800_000_000;
+pub(super) const EPOCH: i64 = 946_684_800_000_000;
 const NULL: [u8; 4] = [0xff; 4];
 const JSONB_VERSION: u8 = 1;
 const INET: u8 = 2;
@@ -161,7 +161,7 @@ pub fn read_stream(bytes: &[u8]) -> impl Iterator<Item = Result<Stored<'_>, Core
 }
 
 /// Takes a tuple's values one after another.
-pub(super) struct Reader<'a> {
+pub struct Reader<'a> {
     /// What was not taken yet.
     pub(super) bytes: &'a [u8],
     /// An error was that the bytes end too early: more of them could mend it.
@@ -198,9 +198,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn event(&mut self) -> Result<Fields<'a>, CoreError> {
-        let since_2000 = i64::from_be_bytes(self.needed("occurred_at")?);
         Ok(Fields {
-            occurred_at: since_2000.saturating_add(EPOCH), // only -infinity and infinity reach the ends
+            occurred_at: self.moment("occurred_at")?,
             id: self.needed("id")?,
             category: self.text("category")?.unwrap_or_default(),
             action: self.text("action")?.unwrap_or_default(),
@@ -251,7 +250,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn text(&mut self, column: &str) -> Result<Option<&'a str>, CoreError> {
+    /// Microseconds since 1970 of a time.
+    pub(super) fn moment(&mut self, column: &str) -> Result<i64, CoreError> {
+        let since_2000 = i64::from_be_bytes(self.needed(column)?);
+        Ok(since_2000.saturating_add(EPOCH)) // only -infinity and infinity reach the ends
+    }
+
+    pub(super) fn text(&mut self, column: &str) -> Result<Option<&'a str>, CoreError> {
         self.value(column)?
             .map(|bytes| utf8(column, bytes))
             .transpose()
@@ -275,7 +280,7 @@ impl<'a> Reader<'a> {
             .transpose()
     }
 
-    fn value(&mut self, column: &str) -> Result<Option<&'a [u8]>, CoreError> {
+    pub(super) fn value(&mut self, column: &str) -> Result<Option<&'a [u8]>, CoreError> {
         let length = i32::from_be_bytes(self.array(column)?);
         if length == -1 {
             return Ok(None);

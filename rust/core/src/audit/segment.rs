@@ -5,6 +5,8 @@ use super::Hash;
 use super::canonical::{write_integer, write_string};
 use super::leaf::write_uuid;
 use super::merkle::leaf_hash;
+use super::row::EPOCH;
+use crate::error::CoreError;
 
 /// The link before the first segment of a writer and tenant.
 pub const FIRST_LINK: Hash = [0; 32];
@@ -28,6 +30,51 @@ pub struct Segment<'a> {
     pub first_at: i64,
     /// The latest.
     pub last_at: i64,
+}
+
+impl<'a> Segment<'a> {
+    /// A segment, and when the database took it (microseconds since 1970), of its columns of fixed width as
+    /// their types' send functions have them: id, writer, seq, size, first, last, recorded.
+    pub fn unpack(
+        packed: &[u8],
+        tenant_id: &'a str,
+        root: &'a [u8],
+    ) -> Result<(Self, i64), CoreError> {
+        let mut left = packed;
+        let segment = Self {
+            id: take(&mut left)?,
+            writer: take(&mut left)?,
+            tenant_id,
+            seq: i64::from_be_bytes(take(&mut left)?),
+            size: i32::from_be_bytes(take(&mut left)?).into(),
+            root,
+            first_at: moment(&mut left)?,
+            last_at: moment(&mut left)?,
+        };
+        let recorded_at = moment(&mut left)?;
+        if left.is_empty() {
+            Ok((segment, recorded_at))
+        } else {
+            Err(wrong_length())
+        }
+    }
+}
+
+fn take<const N: usize>(left: &mut &[u8]) -> Result<[u8; N], CoreError> {
+    let (value, rest) = left.split_first_chunk().ok_or_else(wrong_length)?;
+    *left = rest;
+    Ok(*value)
+}
+
+fn moment(left: &mut &[u8]) -> Result<i64, CoreError> {
+    Ok(i64::from_be_bytes(take(left)?).saturating_add(EPOCH))
+}
+
+fn wrong_length() -> CoreError {
+    CoreError::Malformed {
+        what: "segment",
+        why: "its packed columns have another length".to_owned(),
+    }
 }
 
 impl Segment<'_> {
@@ -96,6 +143,26 @@ pub fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use crate::audit::canonical::canonicalize;
+
+    #[test]
+    fn packed_columns_are_what_they_were() {
+        let mut packed = [[1; 16], [2; 16]].concat();
+        packed.extend_from_slice(&3_i64.to_be_bytes());
+        packed.extend_from_slice(&4_i32.to_be_bytes());
+        for moment in [6, 7, 8] {
+            packed.extend_from_slice(&(moment - EPOCH).to_be_bytes());
+        }
+        let (segment, recorded_at) = Segment::unpack(&packed, "acme", &[5; 32]).unwrap();
+        assert_eq!((segment.id, segment.writer), ([1; 16], [2; 16]));
+        assert_eq!((segment.seq, segment.size), (3, 4));
+        assert_eq!((segment.first_at, segment.last_at, recorded_at), (6, 7, 8));
+        assert_eq!((segment.tenant_id, segment.root), ("acme", &[5; 32][..]));
+        for cut in 0..packed.len() {
+            assert!(Segment::unpack(&packed[..cut], "", &[]).is_err());
+        }
+        packed.push(0);
+        assert!(Segment::unpack(&packed, "", &[]).is_err());
+    }
 
     #[test]
     fn the_record_is_canonical_and_the_link_covers_all_of_it() {

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from dotmac.platform import _native
-from dotmac.platform.audit_trail.ids import from_micros, micros
-from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind
+from dotmac.platform.audit_trail.integrity.copying import copy_rows
+from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, shown_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -31,7 +31,6 @@ __all__ = ["check_events", "check_uncovered", "copy_events", "count_events", "re
 
 _BLOCK = 20_000
 _STRETCH_EVENTS = 50_000
-_PIECE = 1 << 18
 _FIRST = UUID(int=0)
 _LAST = UUID(int=(1 << 128) - 1)
 _NAMED = 100
@@ -52,9 +51,9 @@ _TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Segments without a gap, and the first and last id that count as theirs."""
+    """So many segments without a gap, and the first and last id that count as theirs."""
 
-    segments: Sequence[asyncpg.Record]
+    segments: int
     low: UUID
     high: UUID
 
@@ -93,7 +92,7 @@ async def check_events(readers: Readers, scope: Scope, total: int) -> None:
         async for stretch in _stretches(readers, scope):
             if len(reading) == readers.count:
                 await _judge(readers, scope, await reading.popleft(), total)
-            reading.append(asyncio.create_task(_compare(readers, stretch), name="dotmac-audit-verify"))
+            reading.append(asyncio.create_task(_compare(readers, scope, stretch), name="dotmac-audit-verify"))
         while reading:
             await _judge(readers, scope, await reading.popleft(), total)
     finally:
@@ -111,8 +110,8 @@ async def _stretches(readers: Readers, scope: Scope) -> AsyncIterator[_Stretch]:
     while True:
         async with readers.one() as connection:
             block = await connection.fetch(
-                "SELECT id, tenant_id, size, root, recorded_at, recorded_tx, first_at, last_at "  # noqa: S608 (conditions of ours)
-                f"FROM audit_segments s WHERE {where} AND id > ${len(values) + 1} ORDER BY id LIMIT {_BLOCK}",
+                f"SELECT id, size FROM audit_segments s WHERE {where} AND id > ${len(values) + 1} "  # noqa: S608 (conditions of ours)
+                f"ORDER BY id LIMIT {_BLOCK}",
                 *values,
                 after,
             )
@@ -125,7 +124,7 @@ async def _stretches(readers: Readers, scope: Scope) -> AsyncIterator[_Stretch]:
             high = _LAST if ends and not scope.is_partial else part[-1]["id"]
             if scope.is_partial:
                 low = part[0]["id"]
-            yield _Stretch(part, low, high)
+            yield _Stretch(len(part), low, high)
             low = _after(high)
         if last:
             return
@@ -147,35 +146,33 @@ def _after(value: UUID) -> UUID:
     return UUID(int=min(value.int + 1, _LAST.int))
 
 
-async def _compare(readers: Readers, stretch: _Stretch) -> _Compared:
+async def _compare(readers: Readers, scope: Scope, stretch: _Stretch) -> _Compared:
+    where, values = scope.segments()
+    columns = ", ".join(_native.AUDIT_EXPECTED_COLUMNS)
+    between = f"BETWEEN '{stretch.low}' AND '{stretch.high}'"
+    check = _native.SegmentCheck()
     async with readers.one() as connection:
-        leaves = {
-            row["id"]: row["leaves"]
-            for row in await connection.fetch(
-                "SELECT id, leaves FROM audit_segments WHERE id = ANY($1::uuid[])",
-                [row["id"] for row in stretch.segments],
-            )
-        }
-        check = _native.SegmentCheck(
-            [
-                (
-                    row["id"].bytes,
-                    row["tenant_id"],
-                    row["size"],
-                    row["root"],
-                    leaves.get(row["id"]),
-                    micros(row["recorded_at"]),
-                    row["recorded_tx"],
-                )
-                for row in stretch.segments
-            ]
+        await copy_rows(
+            connection,
+            f"SELECT {columns} FROM audit_segments s WHERE {where} AND id {between}",  # noqa: S608 (conditions of ours)
+            check.expect,
+            *values,
         )
-        await copy_events(connection, f"segment BETWEEN '{stretch.low}' AND '{stretch.high}'", check.feed)
+        await copy_events(connection, f"segment {between}", check.feed)
     return _Compared(stretch, *check.finish())
 
 
 async def _judge(readers: Readers, scope: Scope, compared: _Compared, total: int) -> None:
-    segments = {row["id"]: row for row in compared.stretch.segments}
+    segments: dict[UUID, asyncpg.Record] = {}
+    if compared.findings:
+        wanted = list({UUID(bytes=segment) for _, segment, *_ in compared.findings})
+        async with readers.one() as connection:
+            rows = await connection.fetch(
+                "SELECT id, tenant_id, size, recorded_at, first_at, last_at FROM audit_segments "
+                "WHERE id = ANY($1::uuid[])",
+                wanted,
+            )
+        segments = {row["id"]: row for row in rows}
     scope.report.events += compared.events - sum(count for _, count, _ in compared.strangers)
     gone: dict[UUID, int] = {}
     for kind, segment, place, event, expected, found in compared.findings:
@@ -192,7 +189,7 @@ async def _judge(readers: Readers, scope: Scope, compared: _Compared, total: int
             await _name_strangers(
                 connection, scope, sorted(UUID(bytes=segment) for segment, _, _ in compared.strangers)
             )
-    scope.report.segments += len(segments)
+    scope.report.segments += compared.stretch.segments
     scope.tell("events", scope.report.events, total)
 
 
@@ -206,7 +203,7 @@ def _finding(
 ) -> Finding:
     event_id = None if event is None else UUID(bytes=event)
     if kind is FindingKind.CLOCK_REWOUND:
-        expected, found = _time(expected), _time(found)
+        expected, found = shown_time(int(expected)), shown_time(int(found))
     return Finding(
         kind=kind,
         text=_TEXTS[kind].format(event=event_id, place=place, segment=row["id"]),
@@ -217,13 +214,6 @@ def _finding(
         expected=expected,
         found=found,
     )
-
-
-def _time(value: str) -> str:
-    try:
-        return from_micros(int(value)).isoformat()
-    except OverflowError:
-        return value  # infinity
 
 
 async def _count_dropped(
@@ -282,49 +272,12 @@ async def _name_strangers(connection: Connection, scope: Scope, strangers: list[
 
 
 async def copy_events(connection: Connection, where: str, feed: Callable[[bytes], Any]) -> None:
-    """Copy the matching events to `feed`, which runs in a thread while more is on its way.
-
-    Pieces are put together up to 256 KiB: waking the thread costs as much as hashing a hundred events, and of
-    larger pieces the first and the last, which nothing overlaps, take longer. So two are kept at most: one is
-    fed, one gathers.
+    """Copy the matching events to `feed`, as `_native.SegmentCheck.feed` takes them.
 
     Args: where: a condition without values of others' making: it is put into the statement.
     """
-    loop = asyncio.get_running_loop()
-    pieces: list[bytes] = []
-    size = 0
-    working: asyncio.Future[Any] | None = None
-
-    async def send() -> None:
-        nonlocal size, working
-        if working is not None:
-            # Shielded: who gives up must not lose sight of the thread.
-            await asyncio.shield(working)
-        working = loop.run_in_executor(None, feed, b"".join(pieces))
-        pieces.clear()
-        size = 0
-
-    async def take(piece: bytes) -> None:
-        nonlocal size
-        pieces.append(piece)
-        size += len(piece)
-        if size >= _PIECE:
-            await send()
-
     columns = ", ".join(_native.AUDIT_CHECK_COLUMNS)
-    try:
-        await connection.copy_from_query(
-            f"SELECT {columns} FROM audit_events WHERE {where}",  # noqa: S608 (see above)
-            output=take,
-            format="binary",
-        )
-        await send()
-    finally:
-        if working is not None:
-            # Whoever gave up, or was refused: no thread is left at work on what is not wanted any more.
-            await asyncio.wait([working])
-    if working is not None:
-        await working
+    await copy_rows(connection, f"SELECT {columns} FROM audit_events WHERE {where}", feed)  # noqa: S608 (see above)
 
 
 async def check_uncovered(connection: Connection, scope: Scope) -> None:

@@ -20,18 +20,22 @@ if TYPE_CHECKING:
 
     Connection = asyncpg.Connection[asyncpg.Record]
 
-__all__ = ["SEGMENT_COLUMNS", "Segment", "leaf_hash", "next_link", "seal", "trail_name"]
+__all__ = ["LEAF_COLUMNS", "SEGMENT_COLUMNS", "Segment", "leaf_hash", "seal", "trail_name"]
 
 SEGMENT_COLUMNS = "id, writer, tenant_id, seq, size, root, link, first_at, last_at, recorded_at"
+# What a leaf covers: all columns of fixed width in one value, as taking each apart costs more than the hash.
+LEAF_COLUMNS = (
+    "uuid_send(id) || uuid_send(writer) || int8send(seq) || int4send(size) || timestamptz_send(first_at) || "
+    "timestamptz_send(last_at) || timestamptz_send(recorded_at) AS packed, tenant_id, root, link"
+)
 
-NO_LINK = bytes(32)
 _BLOCK = 5_000
 # Serialises sealing, whichever process does it; the number is arbitrary but ours.
 _SEAL_LOCK = 4_843_917_210_475_310
 # A row that this snapshot shows although its number lies ahead comes from another server's history (a
 # restored dump): nothing is running that could still precede it.
 _FRESH = f"""
-    SELECT {SEGMENT_COLUMNS}, recorded_tx, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS settled
+    SELECT id, {LEAF_COLUMNS}, recorded_tx, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS settled
     FROM audit_segments s
     WHERE s.recorded_tx >= $1
       AND (s.recorded_tx < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
@@ -87,35 +91,9 @@ class Segment(NamedTuple):
 _WIDTH = len(Segment._fields)
 
 
-def leaf_hash(segment: Segment) -> bytes:
-    """The segment's leaf in its tenant's log (RFC 6962, section 2.1)."""
-    return _native.segment_leaf(
-        segment.id.bytes,
-        segment.writer.bytes,
-        segment.tenant_id,
-        segment.seq,
-        segment.size,
-        segment.root,
-        segment.link,
-        micros(segment.first_at),
-        micros(segment.last_at),
-        micros(segment.recorded_at),
-    )
-
-
-def next_link(before: bytes, segment: Segment) -> bytes:
-    """What ties the segment to the one before it of the same writer and tenant."""
-    return _native.segment_link(
-        before,
-        segment.id.bytes,
-        segment.writer.bytes,
-        segment.tenant_id,
-        segment.seq,
-        segment.size,
-        segment.root,
-        micros(segment.first_at),
-        micros(segment.last_at),
-    )
+def leaf_hash(row: asyncpg.Record) -> bytes:
+    """The leaf in its tenant's log (RFC 6962, section 2.1) of a segment by its `LEAF_COLUMNS`."""
+    return _native.segment_leaf(row["packed"], row["tenant_id"], row["root"], row["link"])
 
 
 class Sealed(NamedTuple):
@@ -149,7 +127,7 @@ async def seal(connection: Connection, line: int, *, durably: bool) -> Sealed | 
         for row in rows:
             tenant = row["tenant_id"]
             position = ends[tenant] = 0 if ends[tenant] is None else ends[tenant] + 1
-            entries.append((tenant, position, row["id"], leaf_hash(Segment.of(row)), row["recorded_tx"]))
+            entries.append((tenant, position, row["id"], leaf_hash(row), row["recorded_tx"]))
         await connection.execute(_APPEND, *(list(column) for column in zip(*entries, strict=True)))
     # Numbers of another server's history lie ahead: what is stored here next must not be passed over.
     line = min(rows[-1]["recorded_tx"], rows[0]["settled"])

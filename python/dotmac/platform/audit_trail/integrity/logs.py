@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from dotmac.platform import _native
 from dotmac.platform.audit_trail.integrity.anchors import bounded_notes
-from dotmac.platform.audit_trail.integrity.log import SEGMENT_COLUMNS, Segment, leaf_hash
+from dotmac.platform.audit_trail.integrity.log import LEAF_COLUMNS, leaf_hash
 from dotmac.platform.audit_trail.integrity.notes import Checkpoint, log_name, open_note, tenant_of
-from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind
+from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, shown_time
 from dotmac.platform.audit_trail.partitions import name_tenant
 from dotmac.platform.errors import InvalidCheckpoint
 
@@ -32,6 +32,8 @@ _BATCH = 500
 # A writing transaction that began before another may commit after it; clocks of servers that took over from
 # one another differ a little. What goes back further than this was set back.
 _SLACK = timedelta(seconds=60)
+_SLACK_MICROS = _SLACK // timedelta(microseconds=1)
+_SINCE_1970 = 946_684_800_000_000  # microseconds, of PostgreSQL's epoch
 _KINDS = {
     "malformed": FindingKind.CHECKPOINT_INVALID,
     "signature": FindingKind.CHECKPOINT_INVALID,
@@ -150,8 +152,8 @@ async def check_logs(connection: Connection, scope: Scope, anchored: dict[str, l
     walk: _Walk | None = None
     cursor = await connection.cursor(
         "SELECT s.*, l.tenant_id AS log, l.position, l.segment, l.leaf, l.recorded_tx AS logged_tx, "  # noqa: S608 (as above)
-        "l.sealed_at FROM audit_log l "
-        f"LEFT JOIN (SELECT {SEGMENT_COLUMNS}, recorded_tx FROM audit_segments) s ON s.id = l.segment "
+        "timestamptz_send(l.sealed_at) AS sealed FROM audit_log l "
+        f"LEFT JOIN (SELECT id, {LEAF_COLUMNS}, recorded_tx FROM audit_segments) s ON s.id = l.segment "
         f"WHERE {condition} ORDER BY l.tenant_id, l.position",
         *values,
     )
@@ -176,6 +178,11 @@ async def check_logs(connection: Connection, scope: Scope, anchored: dict[str, l
     while waiting is not None:
         waiting = await _finish(_Walk(scope, waiting.tenant), claims, waiting)
     scope.tell("log", scope.report.log_entries, total)
+
+
+def _time(sent: bytes) -> int:
+    """Microseconds since 1970 of what `timestamptz_send` gives."""
+    return int.from_bytes(sent, signed=True) + _SINCE_1970
 
 
 def _before(one: str, other: str) -> bool:
@@ -261,8 +268,8 @@ class _Walk:
     tree: _native.MerkleTree = field(default_factory=_native.MerkleTree)
     # Roots are told to differ once: all later ones differ, too.
     differs: bool = False
-    latest: Any = None
-    sealed: Any = None
+    latest: int | None = None
+    sealed: int | None = None
 
     def take(self, entry: asyncpg.Record) -> None:
         """The next entry."""
@@ -279,7 +286,7 @@ class _Walk:
             self.size = place
         self.size += 1
         self.tree.extend(entry["leaf"])
-        if entry["id"] is None:
+        if entry["packed"] is None:
             self.bad(
                 FindingKind.SEGMENT_MISSING,
                 f"segment {segment}, entry {place} of the log, is gone",
@@ -289,7 +296,7 @@ class _Walk:
                 found="none",
             )
             return
-        found = leaf_hash(Segment.of(entry))
+        found = leaf_hash(entry)
         if found != entry["leaf"]:
             self.bad(
                 FindingKind.SEGMENT_CHANGED,
@@ -321,17 +328,17 @@ class _Walk:
 
     def look_at_clock(self, entry: asyncpg.Record) -> None:
         """Entries are in the order of storing: their times go on."""
-        recorded, sealed = entry["recorded_at"], entry["sealed_at"]
-        if self.latest is not None and recorded < self.latest - _SLACK:
+        recorded, sealed = _time(entry["packed"][-8:]), _time(entry["sealed"])
+        if self.latest is not None and recorded < self.latest - _SLACK_MICROS:
             self.rewound(entry, "recorded", self.latest, recorded)
-        if self.sealed is not None and sealed < self.sealed - _SLACK:
+        if self.sealed is not None and sealed < self.sealed - _SLACK_MICROS:
             self.rewound(entry, "sealed", self.sealed, sealed)
-        elif sealed < recorded - _SLACK:
+        elif sealed < recorded - _SLACK_MICROS:
             self.rewound(entry, "sealed", recorded, sealed)
         self.latest = max(recorded, self.latest or recorded)
         self.sealed = max(sealed, self.sealed or sealed)
 
-    def rewound(self, entry: asyncpg.Record, what: str, latest: Any, found: Any) -> None:
+    def rewound(self, entry: asyncpg.Record, what: str, latest: int, found: int) -> None:
         """A time went back."""
         self.bad(
             FindingKind.CLOCK_REWOUND,
@@ -339,8 +346,8 @@ class _Walk:
             "before what came earlier",
             segment=entry["segment"],
             place=entry["position"],
-            expected=f"not before {latest.isoformat()}",
-            found=found.isoformat(),
+            expected=f"not before {shown_time(latest)}",
+            found=shown_time(found),
         )
 
     def compare(self, claim: _Claim) -> None:

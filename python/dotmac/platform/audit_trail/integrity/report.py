@@ -7,11 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dotmac.platform.audit_trail.ids import from_micros
+
 if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-__all__ = ["Finding", "FindingKind", "IntegrityReport", "VerifyProgress"]
+__all__ = ["Finding", "FindingKind", "IntegrityReport", "VerifyProgress", "shown_time"]
 
 
 class FindingKind(enum.StrEnum):
@@ -199,3 +201,11 @@ class IntegrityReport:
 
 def _text(value: UUID | None) -> str | None:
     return None if value is None else str(value)
+
+
+def shown_time(value: int) -> str:
+    """A time of the database for people. Args: value: microseconds since 1970."""
+    try:
+        return from_micros(value).isoformat()
+    except OverflowError:
+        return str(value)  # infinity

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from dotmac.platform.audit_trail.integrity.log import NO_LINK, SEGMENT_COLUMNS, Segment, next_link
+from dotmac.platform import _native
+from dotmac.platform.audit_trail.integrity.copying import copy_rows
 from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind
 
 if TYPE_CHECKING:
@@ -25,54 +27,61 @@ _RECENT = timedelta(hours=1)
 async def check_chains(connection: Connection, scope: Scope) -> None:
     """Each chain from its first segment on: no number is left out, each link follows from the one before."""
     condition, values = ("tenant_id = $1", [scope.tenant]) if scope.tenant is not None else ("true", [])
-    before: Segment | None = None
+    report = scope.report
+    check = _native.ChainCheck(report.max_findings)
     done = 0
-    cursor = await connection.cursor(
-        f"SELECT {SEGMENT_COLUMNS} FROM audit_segments WHERE {condition} ORDER BY writer, tenant_id, seq",  # noqa: S608 (ours)
-        *values,
-    )
-    # By blocks: a wait for each row costs more than its link.
-    while rows := await cursor.fetch(_PREFETCH):
-        for row in rows:
-            segment = Segment.of(row)
-            if before is None or (before.writer, before.tenant_id) != (segment.writer, segment.tenant_id):
-                before = None
-            _check_link(scope, before, segment)
-            before = segment
-        done += len(rows)
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done = count
         scope.tell("writers", done, None)
+
+    await copy_rows(
+        connection,
+        f"SELECT {', '.join(_native.AUDIT_CHAIN_COLUMNS)} FROM audit_segments WHERE {condition} "  # noqa: S608 (ours)
+        "ORDER BY writer, tenant_id, seq",
+        check.feed,
+        *values,
+        told=tell,
+    )
+    found, gaps, links = check.finish()
+    for one in found:
+        report.add(_broken(*one))
+    report.counts[FindingKind.SEGMENT_MISSING] += max(0, gaps - report.max_findings)
+    report.counts[FindingKind.LINK_BROKEN] += max(0, links - report.max_findings)
     scope.tell("writers", done, done)
 
 
-def _check_link(scope: Scope, before: Segment | None, segment: Segment) -> None:
-    wanted = before.seq + 1 if before is not None else 1
-    if segment.seq != wanted:
-        numbers = f"{wanted}" if segment.seq == wanted + 1 else f"{wanted} to {segment.seq - 1}"
-        scope.report.add(
-            Finding(
-                kind=FindingKind.SEGMENT_MISSING,
-                text=f"segment {numbers} of writer {segment.writer} is gone",
-                tenant_id=segment.tenant_id,
-                writer=segment.writer,
-                segment=segment.id,
-                expected=f"number {wanted}",
-                found=f"number {segment.seq}",
-            )
+def _broken(
+    segment: bytes,
+    writer: bytes,
+    tenant_id: str,
+    seq: int,
+    wanted: int | None,
+    links: tuple[str, str] | None,
+) -> Finding:
+    """What is wrong with a chain at a segment: its number, or its link."""
+    place: dict[str, Any] = {
+        "tenant_id": tenant_id,
+        "writer": UUID(bytes=writer),
+        "segment": UUID(bytes=segment),
+    }
+    if links is not None:
+        return Finding(
+            kind=FindingKind.LINK_BROKEN,
+            text=f"segment {place['segment']} is not what its writer linked to the one before it",
+            expected=links[0],
+            found=links[1],
+            **place,
         )
-        return  # what it links to is not there
-    link = next_link(before.link if before is not None else NO_LINK, segment)
-    if link != segment.link:
-        scope.report.add(
-            Finding(
-                kind=FindingKind.LINK_BROKEN,
-                text=f"segment {segment.id} is not what its writer linked to the one before it",
-                tenant_id=segment.tenant_id,
-                writer=segment.writer,
-                segment=segment.id,
-                expected=segment.link.hex(),
-                found=link.hex(),
-            )
-        )
+    numbers = f"{wanted}" if wanted is None or seq == wanted + 1 else f"{wanted} to {seq - 1}"
+    return Finding(
+        kind=FindingKind.SEGMENT_MISSING,
+        text=f"segment {numbers} of writer {place['writer']} is gone",
+        expected=f"number {wanted}",
+        found=f"number {seq}",
+        **place,
+    )
 
 
 async def check_ends(connection: Connection, scope: Scope) -> None:

@@ -1,0 +1,72 @@
+"""Rows copied in binary to what reads them, in a thread, while more is on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import asyncpg
+
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+__all__ = ["copy_rows"]
+
+Fed = TypeVar("Fed")
+_PIECE = 1 << 18
+
+
+async def copy_rows(
+    connection: Connection,
+    query: str,
+    feed: Callable[[bytes], Fed],
+    *values: Any,
+    told: Callable[[Fed], None] | None = None,
+) -> None:
+    """Copy what the query gives to `feed`, which runs in a thread while more is on its way.
+
+    Pieces are put together up to 256 KiB: waking the thread costs as much as hashing a hundred events, and of
+    larger pieces the first and the last, which nothing overlaps, take longer. So two are kept at most: one is
+    fed, one gathers.
+
+    Args:
+        feed: takes a piece; called by one thread at a time.
+        values: of the query's parameters.
+        told: called in the loop with what `feed` returned.
+    """
+    loop = asyncio.get_running_loop()
+    pieces: list[bytes] = []
+    size = 0
+    working: asyncio.Future[Fed] | None = None
+
+    async def fed() -> None:
+        if working is not None:
+            # Shielded: who gives up must not lose sight of the thread.
+            answer = await asyncio.shield(working)
+            if told is not None:
+                told(answer)
+
+    async def send() -> None:
+        nonlocal size, working
+        await fed()
+        working = loop.run_in_executor(None, feed, b"".join(pieces))
+        pieces.clear()
+        size = 0
+
+    async def take(piece: bytes) -> None:
+        nonlocal size
+        pieces.append(piece)
+        size += len(piece)
+        if size >= _PIECE:
+            await send()
+
+    try:
+        await connection.copy_from_query(query, *values, output=take, format="binary")
+        await send()
+    finally:
+        if working is not None:
+            # Whoever gave up, or was refused: no thread is left at work on what is not wanted any more.
+            await asyncio.wait([working])
+    await fed()
