@@ -4,6 +4,7 @@ Promises:
 - what a second, plain implementation of the stored format writes verifies without a finding, and so does what
   the library's own writers store, odd numbers and addresses included;
 - verification goes on while others write, tells how far it is, and can be cancelled;
+- rows that no constraint would let in are found, and do not end the verification or its process;
 - several connections that read at once find what one finds, in the same order, and need not all be granted.
 """
 
@@ -12,8 +13,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from datetime import timedelta
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -263,3 +266,41 @@ async def test_the_librarys_own_writers_verify(trail_url, connection):
         assert report.findings == []
         assert (report.events, report.unsealed) == (300, 0)
     assert (await checked(connection)).findings == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "root = '\\x0102'",
+        "root = ''",
+        "link = ''",
+        "leaves = '\\x01'",
+        "size = 2147483647",
+        "size = -5",
+        "seq = -9223372036854775808",
+        "seq = 9223372036854775807",
+        "first_at = 'infinity'",
+        "last_at = '-infinity'",
+        "recorded_at = 'infinity'",
+        "tenant_id = E'\\x01\"\\\\'",
+        "id = '00000000-0000-0000-0000-000000000000'",
+    ],
+)
+async def test_what_no_constraint_would_let_in_is_found(connection, change):
+    """By somebody who may drop constraints, too."""
+    await sealed(connection)
+    await connection.execute("ALTER TABLE audit_segments DISABLE TRIGGER USER")
+    for name in await connection.fetch(
+        "SELECT conname FROM pg_constraint WHERE conrelid = 'audit_segments'::regclass AND contype = 'c'"
+    ):
+        await connection.execute(f'ALTER TABLE audit_segments DROP CONSTRAINT "{name["conname"]}"')
+    (segment,) = await connection.fetchrow("SELECT id FROM audit_segments ORDER BY id OFFSET 7 LIMIT 1")
+    await connection.execute(f"UPDATE audit_segments SET {change} WHERE id = $1", segment)
+    report = await checked(connection)
+    assert not report.ok
+    assert any(segment in (one.segment, *_named(one)) for one in report.problems), report.problems
+
+
+def _named(finding):
+    """Ids that a finding's text names."""
+    return [UUID(word) for word in re.findall(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", finding.text)]
