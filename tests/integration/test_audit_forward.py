@@ -138,6 +138,29 @@ async def test_a_batch_whose_answer_was_lost_comes_again_under_its_key(audit, un
         assert len(server.ids) == 30 + 3 * 7
 
 
+async def test_what_is_rare_is_not_looked_for_again_after_a_failure(audit, unique, migrated_url):
+    """Behind many transactions of others, the place that was reached is kept while the destination fails."""
+    connection = await asyncpg.connect(migrated_url)
+    try:
+        for _ in range(60):
+            await connection.execute("SELECT pg_current_xact_id()")
+        ids = await log(audit, unique, 3)
+        async with WebhookServer() as server:
+            server.answers = [500] * 5
+            with pytest.raises(DeliveryFailed):
+                await forward(audit, webhook(server), unique)
+            place = "SELECT line, pending_tx FROM audit_forward_positions WHERE destination = $1"
+            row = await connection.fetchrow(place, unique)
+            first = "SELECT min(recorded_tx) FROM audit_events WHERE tenant_id = $1"
+            begin = await connection.fetchval(first, unique)
+            assert row["line"] > 0
+            assert row["line"] <= begin <= row["pending_tx"]
+            await forward(audit, webhook(server), unique)
+            assert server.ids == ids
+    finally:
+        await connection.close()
+
+
 async def test_stopped_and_started_again_and_again(audit, unique):
     ids = await log(audit, unique, 60)
     async with WebhookServer() as server:

@@ -7,8 +7,10 @@ insert and select can log events of any month and neither change nor delete them
   once, where an upgrade is killed in the middle, and where somebody reads all the while;
 - a process of the first version goes on logging on the tables of this one;
 - a large table gets its indexes afterwards, while writers go on; an interrupted build is finished;
-- nothing is written into the server's log for each piece of a large import, and vacuum, which comes soon,
-  summarises what came, in partitions of old tables and in new ones;
+  an index that is replaced serves until then;
+- nothing is written into the server's log for each piece of a large import, and vacuum, which partitions of
+  old tables and new ones ask for, summarises what came;
+- a month that is on its way out, by a retention that was interrupted, does not stand in an upgrade's way;
 - roles and row-level security are applied to tables of later versions.
 """
 
@@ -316,6 +318,8 @@ async def test_a_large_table_gets_its_indexes_while_writers_go_on(old_tables, po
     await connection.execute(LARGE)
     await migrate_to(postgres_database, schema.HEAD)
     assert await connection.fetchval(INVALID) >= 2
+    replaced = "SELECT to_regclass('audit_events_tx')::text"
+    assert await connection.fetchval(replaced) == "audit_events_tx"
     async with AuditAggregator(postgres_database) as audit:
         blocker = await asyncpg.connect(postgres_database)
         transaction = blocker.transaction()
@@ -336,6 +340,7 @@ async def test_a_large_table_gets_its_indexes_while_writers_go_on(old_tables, po
         assert any("2024_02" in name for name in await build)
         assert slowest < 2.0
         assert await connection.fetchval(INVALID) == 0
+        assert await connection.fetchval(replaced) is None
         assert await audit.build_indexes() == []
         broken = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
         assert await connection.fetchval(broken) == 0
@@ -354,7 +359,7 @@ PARTITIONS = """
     SELECT relname, coalesce(reloptions, '{}') AS terms FROM pg_class
     WHERE relname LIKE 'audit\\_events\\_____\\___' AND relkind = 'r'
 """
-ON_REQUEST = "SELECT relname FROM pg_class WHERE 'autosummarize=on' = ANY (reloptions)"
+ON_REQUEST = "SELECT relname FROM pg_class WHERE relkind = 'i' AND 'autosummarize=on' = ANY (reloptions)"
 WIDE = """
     INSERT INTO audit_events (occurred_at, id, category, action, level, outcome)
     SELECT '2024-02-01Z'::timestamptz + place * interval '1 second', gen_random_uuid(), 'security',
@@ -363,7 +368,7 @@ WIDE = """
 """
 
 
-async def test_partitions_are_vacuumed_soon_which_summarises_them(old_tables, postgres_database):
+async def test_partitions_ask_for_vacuum_instead_of_summaries(old_tables, postgres_database):
     connection, _ = old_tables
     async with AuditAggregator(postgres_database) as audit:
         await audit.migrate()
@@ -373,6 +378,34 @@ async def test_partitions_are_vacuumed_soon_which_summarises_them(old_tables, po
     for terms in found.values():
         assert "autovacuum_vacuum_insert_threshold=10000" in terms
     assert await connection.fetch(ON_REQUEST) == []
+
+
+async def test_a_month_on_its_way_out_does_not_stop_an_upgrade(old_tables, postgres_database):
+    connection, _ = old_tables
+    await migrate_to(postgres_database, "0007")
+    reader = await asyncpg.connect(postgres_database)
+    try:
+        transaction = reader.transaction()
+        await transaction.start()
+        await reader.fetch("SELECT FROM audit_events LIMIT 1")
+        detach = "ALTER TABLE audit_events DETACH PARTITION audit_events_2024_02 CONCURRENTLY"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await connection.execute(detach)
+        await transaction.rollback()
+    finally:
+        await reader.close()
+    connection = await asyncpg.connect(postgres_database)
+    try:
+        assert await connection.fetchval("SELECT count(*) FROM pg_inherits WHERE inhdetachpending") == 1
+        async with AuditAggregator(postgres_database) as audit:
+            assert (await audit.migrate()).current == "0007"
+            await connection.execute(
+                "ALTER TABLE audit_events DETACH PARTITION audit_events_2024_02 FINALIZE"
+            )
+            await audit.log_event("SECURITY", "x")
+    finally:
+        await connection.close()
 
 
 async def test_the_servers_log_is_not_filled_by_a_large_import():

@@ -25,7 +25,8 @@ class Server:
         self.count, self.size = count, size
         self.handed_out = 0
 
-    async def copy_from_query(self, query: str, *, output: Any, format: str) -> None:  # noqa: A002 (asyncpg's)
+    async def copy_from_query(self, query: str, *values: Any, output: Any, format: str) -> None:  # noqa: A002 (asyncpg's)
+        assert values == ()
         assert query.endswith("WHERE true")
         assert format == "binary"
         for number in range(self.count):

@@ -39,6 +39,11 @@ _MISSING = """
         WHERE parts.inhparent = pg_index.indexrelid AND part.indrelid = leaf.oid)
     ORDER BY 1, 2 DESC
 """
+# An index of which another has taken the place on each partition.
+_REPLACED = """
+    SELECT to_regclass('audit_events_tx') IS NOT NULL AND indisvalid FROM pg_catalog.pg_index
+    WHERE indexrelid = to_regclass('audit_events_stored')
+"""
 
 
 class Indexes(Maintenance):
@@ -64,6 +69,7 @@ class Indexes(Maintenance):
                 await patiently(lambda: connection.execute(_METADATA))
             made: list[str] = []
             if not await connection.fetch(_MISSING):
+                await _drop_replaced(connection)
                 return made
             # CREATE INDEX CONCURRENTLY waits for old transactions, and nobody for it: let it wait.
             await connection.execute("SET lock_timeout = 0")
@@ -73,6 +79,7 @@ class Indexes(Maintenance):
                     progress(row["leaf"])
                 made.append(await _build(connection, row["parent"], row["leaf"], row["terms"]))
             await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+            await _drop_replaced(connection)
             return made
 
         return await self._maintain(work)
@@ -84,3 +91,8 @@ async def _build(connection: Connection, parent: str, leaf: str, terms: str) -> 
     await connection.execute(f'CREATE INDEX CONCURRENTLY "{name}" ON "{leaf}" {terms}')
     await connection.execute(f'ALTER INDEX {parent} ATTACH PARTITION "{name}"')
     return name
+
+
+async def _drop_replaced(connection: Connection) -> None:
+    if await connection.fetchval(_REPLACED):
+        await patiently(lambda: connection.execute("DROP INDEX IF EXISTS audit_events_tx"))

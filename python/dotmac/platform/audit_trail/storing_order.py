@@ -25,15 +25,22 @@ class Window:
 
     def __init__(self) -> None:
         self._size = 8
+        self._most = _LARGEST
 
-    def end(self, begin: int, horizon: int) -> int:
-        """The transaction before which the next look ends. Args: begin: where. horizon: of the database."""
-        return min(horizon, begin + self._size)
+    def end(self, begin: int, settled: int) -> int:
+        """The transaction before which the next look ends. Args: begin: where. settled: the horizon."""
+        return min(settled, begin + self._size)
 
     def filled(self, begin: int, last: int) -> None:
         """A look found as much as it may. Args: begin, last: transactions of its begin and its last event."""
-        self._size = 2 * (last - begin + 1)
+        self._size = min(self._most, 2 * (last - begin + 1))
 
     def widen(self) -> None:
         """A look found less than it may, and did not come to the horizon."""
-        self._size = min(_LARGEST, self._size * 2)
+        self._size = min(self._most, self._size * 2)
+        if self._size == self._most:
+            self._most = min(_LARGEST, self._most + self._most // 4 + 1)
+
+    def narrow(self) -> None:
+        """A look failed, perhaps for its width: the next ones are of half of it, and widen slowly."""
+        self._size = self._most = max(1, self._size // 2)

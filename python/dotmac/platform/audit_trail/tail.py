@@ -21,7 +21,7 @@ from uuid import UUID
 from dotmac.platform.audit_trail import query
 from dotmac.platform.audit_trail.ids import EPOCH, from_micros, micros
 from dotmac.platform.audit_trail.storing_order import Window, horizon
-from dotmac.platform.errors import InvalidCursor, TransactionsRewound
+from dotmac.platform.errors import AuditUnavailable, InvalidCursor, TransactionsRewound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -153,7 +153,11 @@ class Tail:
             await asyncio.sleep(max(0.0, self._next_look - loop.time()))
         self._next_look = loop.time() + _REST
         # Nothing changes before the answer is there: a wait that is cancelled loses nothing.
-        rows, end, whole = await self._read(_step(self._filters, self._line, self._window))
+        try:
+            rows, end, whole = await self._read(_step(self._filters, self._line, self._window))
+        except AuditUnavailable:
+            self._window.narrow()
+            raise
         events = await self._opened([query.event_of(row) for row in rows])
         for row, event in zip(rows, events, strict=True):
             place = Position(row["recorded_tx"], row["occurred_at"], row["id"])
@@ -182,7 +186,7 @@ class Tail:
 
 
 def _step(filters: Filters, line: Position, window: Window) -> Any:
-    """Reads on: the rows, the transaction before which there are no others, and whether it is the last."""
+    """Reads on: rows, the transaction before which the look ends, and whether that is the horizon."""
 
     async def work(connection: Connection) -> tuple[list[asyncpg.Record], int, bool]:
         settled = await horizon(connection)

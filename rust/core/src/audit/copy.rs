@@ -56,6 +56,8 @@ pub struct Row<'a> {
 #[derive(Debug, Default)]
 pub struct Pieces<C> {
     rest: Vec<u8>,
+    // How long `rest` has to become before it is worth another look.
+    wanted: usize,
     begun: bool,
     ended: bool,
     columns: PhantomData<C>,
@@ -68,6 +70,11 @@ impl<C: Columns> Pieces<C> {
         piece: &[u8],
         mut on_row: impl for<'a> FnMut(C::Row<'a>),
     ) -> Result<(), CoreError> {
+        if self.rest.len() + piece.len() < self.wanted {
+            self.rest.extend_from_slice(piece);
+            return Ok(());
+        }
+        self.wanted = 0;
         if self.rest.is_empty() {
             let used = self.read(piece, &mut on_row)?;
             self.rest.extend_from_slice(&piece[used..]);
@@ -126,7 +133,10 @@ impl<C: Columns> Pieces<C> {
             let mut reader = Reader::new(values);
             match C::read(&mut reader) {
                 Ok(row) => on_row(row),
-                Err(_) if reader.is_cut => break,
+                Err(_) if reader.missing > 0 => {
+                    self.wanted = left.len() + reader.missing;
+                    break;
+                }
                 Err(error) => return Err(error),
             }
             left = reader.bytes;

@@ -164,16 +164,13 @@ pub fn read_stream(bytes: &[u8]) -> impl Iterator<Item = Result<Stored<'_>, Core
 pub struct Reader<'a> {
     /// What was not taken yet.
     pub(super) bytes: &'a [u8],
-    /// An error was that the bytes end too early: more of them could mend it.
-    pub(super) is_cut: bool,
+    /// How many bytes more, at least, would have made an error none; 0 where that was not for their end.
+    pub(super) missing: usize,
 }
 
 impl<'a> Reader<'a> {
     pub(super) const fn new(bytes: &'a [u8]) -> Self {
-        Self {
-            bytes,
-            is_cut: false,
-        }
+        Self { bytes, missing: 0 }
     }
 
     fn tuple(&mut self) -> Result<Option<Stored<'a>>, CoreError> {
@@ -289,7 +286,7 @@ impl<'a> Reader<'a> {
             return Err(malformed(format!("{column} has {length} bytes")));
         };
         let Some((value, rest)) = self.bytes.split_at_checked(length) else {
-            return Err(self.cut(column));
+            return Err(self.cut(column, length));
         };
         self.bytes = rest;
         Ok(Some(value))
@@ -301,13 +298,13 @@ impl<'a> Reader<'a> {
                 self.bytes = rest;
                 Ok(*array)
             }
-            None => Err(self.cut(what)),
+            None => Err(self.cut(what, N)),
         }
     }
 
     #[cold]
-    fn cut(&mut self, what: &str) -> CoreError {
-        self.is_cut = true;
+    fn cut(&mut self, what: &str, wanted: usize) -> CoreError {
+        self.missing = wanted - self.bytes.len();
         malformed(format!("{what} is cut off"))
     }
 }

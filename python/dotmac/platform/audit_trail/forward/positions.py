@@ -84,7 +84,8 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Events in the order of storing; `line`: before it are no others; `whole`: that is all there is."""
+    """Events in the order of storing; `line`: where the look ended, behind which to go on where it found less
+    than it may; `whole`: that is all there is."""
 
     events: Sequence[Stored]
     line: int
@@ -203,7 +204,10 @@ async def next_batch(
             position.line,
             settled,
         )
-    end = settled if position.pending is not None else window.end(position.line, settled)
+    if position.pending is None:
+        end = window.end(position.line, settled)
+    else:
+        end = min(settled, position.pending[0] + 1)
     parts, values = filters.conditions()
     values += [position.line, end]
     parts += [f"recorded_tx >= ${len(values) - 1}", f"recorded_tx < ${len(values)}"]

@@ -215,7 +215,11 @@ class Forwarder:
         async def work(connection: Any) -> Batch:
             return await next_batch(connection, self._filters, cursor, self._pace.batch_size, self._window)
 
-        batch = await self._database.read(work, self._database.settings.timeout, tenant=self._tenant)
+        try:
+            batch = await self._database.read(work, self._database.settings.timeout, tenant=self._tenant)
+        except AuditUnavailable:
+            self._window.narrow()
+            raise
         if cursor.pending is None:
             return self._cut(batch)
         if batch.events:
@@ -288,7 +292,9 @@ class Forwarder:
         if self._pace.max_attempts and attempts >= self._pace.max_attempts:
             await self._put_aside(events, str(error), attempts)
             return False
-        await self._holder.move(replace(self._position, pending=self._cursor.pending, attempts=attempts))
+        # With a batch pending nothing is unsettled: what stands before it need not be looked through again.
+        known = self._position if self._cursor.pending is None else self._cursor
+        await self._holder.move(replace(known, attempts=attempts))
         pause = max(_backoff(attempts - 1), error.retry_after or 0.0)
         _logger.warning(
             "forwarding to %s: try %d of a batch failed, next in %.1f s: %s",

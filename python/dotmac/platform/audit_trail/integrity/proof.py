@@ -88,12 +88,15 @@ def check_proof(proof: Mapping[str, Any] | str | bytes, keys: Iterable[bytes]) -
 
 
 def _leaf(segment: dict[str, Any]) -> bytes:
-    """The leaf hash of a segment as JSON types (RFC 6962, section 2.1; RFC 8785)."""
+    """The leaf hash of a segment as JSON types (RFC 6962, section 2.1).
+
+    RFC 8785 where numbers are integers, as in all that was hashed: those that are not lead to another hash.
+    """
     try:
-        canonical = _native.canonical_json(json.dumps(segment, ensure_ascii=False))
-    except (ValueError, TypeError, UnicodeEncodeError) as error:
+        text = json.dumps(segment, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(b"\x00" + text.encode()).digest()
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidProof(f"segment: {error}") from None
-    return hashlib.sha256(b"\x00" + canonical).digest()
 
 
 def _root(leaf: bytes, proof: dict[str, Any], index: str, size: int, path: str) -> bytes:

@@ -6,9 +6,9 @@ from then on the server logs each request that it refuses together with the stat
 is a whole batch: a million events made 465 MB of log. And what has no summary yet is read at each look.
 
 By transaction there is a b-tree now: followers look ten times a second, and one that lags reads the next
-events, not all that it has to catch up with. By segment BRIN stays, since only verification reads by it.
-Vacuum makes its summaries as well, and every partition is vacuumed when it has 10,000 new events: by default
-it would be with a fifth of the table. That costs little, as vacuum reads new pages only.
+events, not all that it has to catch up with. By segment BRIN stays, since only verification reads by it, but
+without requests: vacuum makes summaries as well. For that a month is vacuumed when it has 10,000 new events
+and a fiftieth of those it had, instead of a fifth.
 """
 
 from __future__ import annotations
@@ -20,11 +20,25 @@ down_revision = "0007"
 branch_labels = None
 depends_on = None
 
-VACUUM = "autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 10000"
+VACUUM = "autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_vacuum_insert_threshold = 10000"
 
 STATEMENTS = (
-    # As before, but for the terms of the new table.
+    # The terms of a partitioned table's index can't be changed, so each partition's are.
     f"""
+    CREATE FUNCTION audit_summarise_by_vacuum(leaf regclass) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE
+        part regclass;
+    BEGIN
+        EXECUTE format('ALTER TABLE %s SET ({VACUUM})', leaf);
+        FOR part IN SELECT oid FROM pg_catalog.pg_class JOIN pg_catalog.pg_index ON indexrelid = oid
+            WHERE indrelid = leaf AND 'autosummarize=on' = ANY (reloptions)
+        LOOP
+            EXECUTE format('ALTER INDEX %s RESET (autosummarize)', part);
+        END LOOP;
+    END $$
+    """,  # noqa: S608 (a constant)
+    # As before, but for that.
+    """
     CREATE OR REPLACE FUNCTION audit_ensure_partition(moment timestamptz) RETURNS text
         LANGUAGE plpgsql SECURITY DEFINER AS $$
     DECLARE
@@ -57,51 +71,52 @@ STATEMENTS = (
             END IF;
         END LOOP;
         -- Attached, not created in place: writers of other months are not held up meanwhile.
-        EXECUTE format('CREATE TABLE %I (LIKE audit_events INCLUDING DEFAULTS INCLUDING COMMENTS)
-            WITH ({VACUUM})', leaf);
+        EXECUTE format('CREATE TABLE %I (LIKE audit_events INCLUDING DEFAULTS INCLUDING COMMENTS)', leaf);
         EXECUTE format('CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON %I
             FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse_change()', leaf);
         EXECUTE format('ALTER TABLE audit_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', leaf,
             first_day AT TIME ZONE 'UTC', (first_day + interval '1 month') AT TIME ZONE 'UTC');
+        PERFORM audit_summarise_by_vacuum(leaf::regclass);
         PERFORM audit_grant_partition(leaf::regclass);
         RETURN leaf;
     END $$
-    """,  # noqa: S608 (a constant)
-    # A function that is replaced forgets its settings.
-    """
-    DO $$ BEGIN
-        EXECUTE format(
-            'ALTER FUNCTION audit_ensure_partition(timestamptz) SET search_path = %I, pg_temp',
-            current_schema());
-    END $$
     """,
-    f"""
+    # A function must not look names up where its caller says; one that is replaced forgets its settings.
+    """
     DO $$
     DECLARE
-        leaf regclass;
+        one regprocedure;
     BEGIN
-        FOR leaf IN SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = 'audit_events'::regclass
+        FOR one IN SELECT oid::regprocedure FROM pg_catalog.pg_proc
+            WHERE pronamespace = current_schema()::regnamespace
+            AND proname IN ('audit_ensure_partition', 'audit_summarise_by_vacuum')
         LOOP
-            EXECUTE format('ALTER TABLE %s SET ({VACUUM})', leaf);
+            EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', one, current_schema());
         END LOOP;
     END $$
-    """,  # noqa: S608 (a constant)
-    # The terms of a partitioned table's index can't be changed.
-    "DROP INDEX audit_events_tx, audit_events_segment",
+    """,
+    "REVOKE ALL ON FUNCTION audit_summarise_by_vacuum(regclass) FROM PUBLIC",
     # On a table with much in it only the parent's part is made here; `audit.build_indexes()`, which migrate()
-    # and `dotmac db upgrade` run afterwards, builds the partitions' parts without holding writers up.
+    # and `dotmac db upgrade` run afterwards, builds the partitions' parts without holding writers up, and
+    # drops what was used until then.
     """
     DO $$
     DECLARE
         large boolean := (SELECT sum(pg_relation_size(inhrelid)) > 64 * 1024 * 1024
             FROM pg_catalog.pg_inherits WHERE inhparent = 'audit_events'::regclass);
-        how text := CASE WHEN large THEN 'ON ONLY' ELSE 'ON' END;
     BEGIN
-        EXECUTE 'CREATE INDEX audit_events_tx ' || how || ' audit_events (recorded_tx)';
-        -- Ids grow with time as the table does: a few pages hold the events of any stretch of segments.
-        EXECUTE 'CREATE INDEX audit_events_segment ' || how || ' audit_events
-            USING brin (segment) WITH (pages_per_range = 16)';
+        IF large THEN
+            CREATE INDEX audit_events_stored ON ONLY audit_events (recorded_tx);
+        ELSE
+            CREATE INDEX audit_events_stored ON audit_events (recorded_tx);
+            DROP INDEX audit_events_tx;
+        END IF;
     END $$
+    """,
+    # Last, when no transaction can add one any more; one that is being detached takes no terms.
+    """
+    SELECT audit_summarise_by_vacuum(inhrelid::regclass) FROM pg_catalog.pg_inherits
+    WHERE inhparent = 'audit_events'::regclass AND NOT inhdetachpending
     """,
 )
 
