@@ -282,6 +282,10 @@ async def test_the_librarys_own_writers_verify(trail_url, connection):
         "first_at = 'infinity'",
         "last_at = '-infinity'",
         "recorded_at = 'infinity'",
+        "recorded_at = '20000-01-01Z'",
+        "recorded_at = '4000-01-01Z BC'",
+        "first_at = '20000-01-01Z'",
+        "root = NULL, leaves = NULL",
         "tenant_id = E'\\x01\"\\\\'",
         "id = '00000000-0000-0000-0000-000000000000'",
     ],
@@ -294,10 +298,12 @@ async def test_what_no_constraint_would_let_in_is_found(connection, change):
         "SELECT conname FROM pg_constraint WHERE conrelid = 'audit_segments'::regclass AND contype = 'c'"
     ):
         await connection.execute(f'ALTER TABLE audit_segments DROP CONSTRAINT "{name["conname"]}"')
+    await connection.execute("ALTER TABLE audit_segments ALTER root DROP NOT NULL")
     (segment,) = await connection.fetchrow("SELECT id FROM audit_segments ORDER BY id OFFSET 7 LIMIT 1")
     await connection.execute(f"UPDATE audit_segments SET {change} WHERE id = $1", segment)
     report = await checked(connection)
     assert not report.ok
+    assert all(report.counts.values())
     assert any(segment in (one.segment, *_named(one)) for one in report.problems), report.problems
 
 

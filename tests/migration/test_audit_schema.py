@@ -389,14 +389,11 @@ async def test_a_month_on_its_way_out_does_not_stop_an_upgrade(old_tables, postg
         await transaction.start()
         await reader.fetch("SELECT FROM audit_events LIMIT 1")
         detach = "ALTER TABLE audit_events DETACH PARTITION audit_events_2024_02 CONCURRENTLY"
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1.0):
-                await connection.execute(detach)
+        await connection.execute("SET statement_timeout = '1s'")
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await connection.execute(detach)
+        await connection.execute("RESET statement_timeout")
         await transaction.rollback()
-    finally:
-        await reader.close()
-    connection = await asyncpg.connect(postgres_database)
-    try:
         assert await connection.fetchval("SELECT count(*) FROM pg_inherits WHERE inhdetachpending") == 1
         async with AuditAggregator(postgres_database) as audit:
             assert (await audit.migrate()).current == "0007"
@@ -405,7 +402,7 @@ async def test_a_month_on_its_way_out_does_not_stop_an_upgrade(old_tables, postg
             )
             await audit.log_event("SECURITY", "x")
     finally:
-        await connection.close()
+        await reader.close()
 
 
 async def test_the_servers_log_is_not_filled_by_a_large_import():

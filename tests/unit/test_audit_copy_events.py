@@ -25,10 +25,17 @@ class Server:
         self.count, self.size = count, size
         self.handed_out = 0
 
-    async def copy_from_query(self, query: str, *values: Any, output: Any, format: str) -> None:  # noqa: A002 (asyncpg's)
-        assert values == ()
+    async def copy_from_query(
+        self,
+        query: str,
+        *values: Any,
+        output: Any,
+        format: str,  # noqa: A002 (asyncpg's)
+        timeout: float,
+    ) -> None:
         assert query.endswith("WHERE true")
-        assert format == "binary"
+        assert (values, format) == ((), "binary")
+        assert timeout > 86_400
         for number in range(self.count):
             self.handed_out += 1
             await output(piece_of(number, self.size))

@@ -140,9 +140,9 @@ impl SegmentCheck {
     }
 
     /// Takes the next piece of `COPY (SELECT AUDIT_EXPECTED_COLUMNS …) TO STDOUT (FORMAT binary)`, which tells
-    /// of the segments.
+    /// of the segments; returns how many have come so far.
     #[allow(clippy::needless_pass_by_value)] // it is handed to Rust whole, so that the interpreter may go on
-    fn expect(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<()> {
+    fn expect(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<usize> {
         py.detach(|| {
             let mut checker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             checker.expect(&piece)

@@ -39,10 +39,16 @@ _MISSING = """
         WHERE parts.inhparent = pg_index.indexrelid AND part.indrelid = leaf.oid)
     ORDER BY 1, 2 DESC
 """
-# An index of which another has taken the place on each partition.
+# Has another index taken the place of one, on each partition that is there?
 _REPLACED = """
-    SELECT to_regclass('audit_events_tx') IS NOT NULL AND indisvalid FROM pg_catalog.pg_index
-    WHERE indexrelid = to_regclass('audit_events_stored')
+    SELECT to_regclass('audit_events_tx') IS NOT NULL AND to_regclass('audit_events_stored') IS NOT NULL
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.pg_inherits AS tables
+            WHERE tables.inhparent = 'audit_events'::regclass AND NOT tables.inhdetachpending AND NOT EXISTS (
+                SELECT FROM pg_catalog.pg_inherits AS parts
+                JOIN pg_catalog.pg_index AS part ON part.indexrelid = parts.inhrelid
+                WHERE parts.inhparent = to_regclass('audit_events_stored')
+                    AND part.indrelid = tables.inhrelid AND part.indisvalid))
 """
 
 

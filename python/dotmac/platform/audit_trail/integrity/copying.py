@@ -16,6 +16,8 @@ __all__ = ["copy_rows"]
 
 Fed = TypeVar("Fed")
 _PIECE = 1 << 18
+# Seconds: as long as the rows are many, whatever a caller's connection grants to a command.
+_PATIENCE = 30 * 86_400.0
 
 
 async def copy_rows(
@@ -63,7 +65,7 @@ async def copy_rows(
             await send()
 
     try:
-        await connection.copy_from_query(query, *values, output=take, format="binary")
+        await connection.copy_from_query(query, *values, output=take, format="binary", timeout=_PATIENCE)
         await send()
     finally:
         if working is not None:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from dotmac.platform import _native
 from dotmac.platform.audit_trail.integrity.copying import copy_rows
-from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, shown_time
+from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, in_reach, shown_time
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -106,14 +106,14 @@ async def check_events(readers: Readers, scope: Scope, total: int) -> None:
 
 async def _stretches(readers: Readers, scope: Scope) -> AsyncIterator[_Stretch]:
     where, values = scope.segments()
-    after, low = _FIRST, _FIRST
+    low = begin = _FIRST
     while True:
         async with readers.one() as connection:
             block = await connection.fetch(
-                f"SELECT id, size FROM audit_segments s WHERE {where} AND id > ${len(values) + 1} "  # noqa: S608 (conditions of ours)
+                f"SELECT id, size FROM audit_segments s WHERE {where} AND id >= ${len(values) + 1} "  # noqa: S608 (conditions of ours)
                 f"ORDER BY id LIMIT {_BLOCK}",
                 *values,
-                after,
+                begin,
             )
         last = len(block) < _BLOCK
         parts = list(_parts(block)) or [block]
@@ -128,7 +128,7 @@ async def _stretches(readers: Readers, scope: Scope) -> AsyncIterator[_Stretch]:
             low = _after(high)
         if last:
             return
-        after = block[-1]["id"]
+        begin = _after(block[-1]["id"])
 
 
 def _parts(block: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
@@ -137,7 +137,7 @@ def _parts(block: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]
         if place > begin and events + row["size"] > _STRETCH_EVENTS:
             yield block[begin:place]
             begin, events = place, 0
-        events += row["size"]
+        events += max(0, row["size"])
     if block:
         yield block[begin:]
 
@@ -151,13 +151,24 @@ async def _compare(readers: Readers, scope: Scope, stretch: _Stretch) -> _Compar
     columns = ", ".join(_native.AUDIT_EXPECTED_COLUMNS)
     between = f"BETWEEN '{stretch.low}' AND '{stretch.high}'"
     check = _native.SegmentCheck()
+    expected = 0
+
+    def count(so_far: int) -> None:
+        nonlocal expected
+        expected = so_far
+
     async with readers.one() as connection:
         await copy_rows(
             connection,
             f"SELECT {columns} FROM audit_segments s WHERE {where} AND id {between}",  # noqa: S608 (conditions of ours)
             check.expect,
             *values,
+            told=count,
         )
+        if expected != stretch.segments:
+            raise RuntimeError(
+                f"one snapshot shows {stretch.segments} segments {between}, and then {expected}"
+            )
         await copy_events(connection, f"segment {between}", check.feed)
     return _Compared(stretch, *check.finish())
 
@@ -168,8 +179,8 @@ async def _judge(readers: Readers, scope: Scope, compared: _Compared, total: int
         wanted = list({UUID(bytes=segment) for _, segment, *_ in compared.findings})
         async with readers.one() as connection:
             rows = await connection.fetch(
-                "SELECT id, tenant_id, size, recorded_at, first_at, last_at FROM audit_segments "
-                "WHERE id = ANY($1::uuid[])",
+                f"SELECT id, tenant_id, size, {in_reach('recorded_at')}, {in_reach('first_at')}, "  # noqa: S608 (ours)
+                f"{in_reach('last_at')} FROM audit_segments WHERE id = ANY($1::uuid[])",
                 wanted,
             )
         segments = {row["id"]: row for row in rows}

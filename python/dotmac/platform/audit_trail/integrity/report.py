@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-__all__ = ["Finding", "FindingKind", "IntegrityReport", "VerifyProgress", "shown_time"]
+__all__ = ["Finding", "FindingKind", "IntegrityReport", "VerifyProgress", "in_reach", "shown_time"]
 
 
 class FindingKind(enum.StrEnum):
@@ -209,3 +209,8 @@ def shown_time(value: int) -> str:
         return from_micros(value).isoformat()
     except OverflowError:
         return str(value)  # infinity
+
+
+def in_reach(column: str) -> str:
+    """SQL for a column of times, those that Python has no name for drawn to the ends of those that it has."""
+    return f"greatest(least({column}, '9999-01-01Z'), '0002-01-01Z') AS {column}"

@@ -10,7 +10,7 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from dotmac.platform.audit_trail.context import current_audit_context
@@ -42,7 +42,6 @@ from dotmac.platform.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
-    from datetime import datetime
 
     import asyncpg
 
@@ -91,11 +90,17 @@ class Scope:
 
     def segments(self) -> tuple[str, list[Any]]:
         """Condition for `audit_segments s`, and its values."""
-        return self._condition("s.tenant_id = {}", "s.last_at >= {}", "s.first_at < {}")
+        return self._condition(
+            "s.tenant_id = {}", "s.last_at >= {}::text::timestamptz", "s.first_at < {}::text::timestamptz"
+        )
 
     def events(self) -> tuple[str, list[Any]]:
         """Condition for `audit_events`, and its values."""
-        return self._condition("coalesce(tenant_id, '') = {}", "occurred_at >= {}", "occurred_at < {}")
+        return self._condition(
+            "coalesce(tenant_id, '') = {}",
+            "occurred_at >= {}::text::timestamptz",
+            "occurred_at < {}::text::timestamptz",
+        )
 
     def _condition(self, *templates: str) -> tuple[str, list[Any]]:
         report = self.report
@@ -103,7 +108,9 @@ class Scope:
         parts, values = ["true"], []
         for template, value in wanted:
             if value is not None:
-                values.append(value)
+                # As text that means the same whatever the session's DateStyle and TimeZone: a copy, which
+                # has no parameters, gets it so, and all that is asked has to mean the same.
+                values.append(value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value)
                 parts.append(template.format(f"${len(values)}"))
         return " AND ".join(parts), values
 

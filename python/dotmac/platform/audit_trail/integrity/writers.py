@@ -47,8 +47,9 @@ async def check_chains(connection: Connection, scope: Scope) -> None:
     found, gaps, links = check.finish()
     for one in found:
         report.add(_broken(*one))
-    report.counts[FindingKind.SEGMENT_MISSING] += max(0, gaps - report.max_findings)
-    report.counts[FindingKind.LINK_BROKEN] += max(0, links - report.max_findings)
+    for kind, count in ((FindingKind.SEGMENT_MISSING, gaps), (FindingKind.LINK_BROKEN, links)):
+        if count > report.max_findings:
+            report.counts[kind] += count - report.max_findings
     scope.tell("writers", done, done)
 
 
@@ -92,8 +93,8 @@ async def check_ends(connection: Connection, scope: Scope) -> None:
             coalesce(e.segments, x.segments) AS closed_with, coalesce(made.segments, 0) AS segments,
             greatest(w.started_at, made.latest) AS seen
         FROM (
-            SELECT writer, count(*) AS segments, max(recorded_at) AS latest FROM audit_segments
-            GROUP BY writer
+            SELECT writer, count(*) AS segments, max(least(recorded_at, '9999-01-01Z')) AS latest
+            FROM audit_segments GROUP BY writer
         ) AS made
         FULL JOIN audit_writers w ON w.id = made.writer
         FULL JOIN audit_writer_ends e ON e.writer = coalesce(made.writer, w.id)
