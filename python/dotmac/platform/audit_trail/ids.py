@@ -10,9 +10,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, SafeUUID
 
-__all__ = ["EPOCH", "from_micros", "micros", "time_of", "uuid7", "uuid_of"]
+__all__ = ["EPOCH", "POSTGRES_EPOCH", "from_micros", "micros", "time_of", "uuid7", "uuid_of"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Microseconds since 1970 where PostgreSQL's time begins.
+POSTGRES_EPOCH = 946_684_800_000_000
 _MICROSECOND = timedelta(microseconds=1)
 _RANDOM_BITS = 62
 # What UUID.__init__ does in the end, whose attributes can't be set by name.

@@ -74,17 +74,15 @@ class Indexes(Maintenance):
             if metadata:
                 await patiently(lambda: connection.execute(_METADATA))
             made: list[str] = []
-            if not await connection.fetch(_MISSING):
-                await _drop_replaced(connection)
-                return made
-            # CREATE INDEX CONCURRENTLY waits for old transactions, and nobody for it: let it wait.
-            await connection.execute("SET lock_timeout = 0")
-            await take_turn(connection, _LOCK, _PATIENCE)
-            for row in await connection.fetch(_MISSING):
-                if progress is not None:
-                    progress(row["leaf"])
-                made.append(await _build(connection, row["parent"], row["leaf"], row["terms"]))
-            await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+            if await connection.fetch(_MISSING):
+                # CREATE INDEX CONCURRENTLY waits for old transactions, and nobody for it: let it wait.
+                await connection.execute("SET lock_timeout = 0")
+                await take_turn(connection, _LOCK, _PATIENCE)
+                for row in await connection.fetch(_MISSING):
+                    if progress is not None:
+                        progress(row["leaf"])
+                    made.append(await _build(connection, row["parent"], row["leaf"], row["terms"]))
+                await connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
             await _drop_replaced(connection)
             return made
 

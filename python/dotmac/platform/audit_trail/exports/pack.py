@@ -7,13 +7,13 @@ import struct
 from typing import Any, Final
 
 from dotmac.platform._native import AUDIT_COLUMNS
+from dotmac.platform.audit_trail.ids import POSTGRES_EPOCH
 
 __all__ = ["packed"]
 
 # PostgreSQL's binary form, as COPY has it: a length, or -1 for NULL, then the value.
 _OWN: Final = tuple(name for name in AUDIT_COLUMNS if name not in ("segment", "leaf"))
 _NULL: Final = b"\xff\xff\xff\xff"
-_EPOCH: Final = 946_684_800_000_000  # microseconds from 1970 to 2000
 _JSONB: Final = b"\x01"
 _FAMILIES: Final = {4: 2, 6: 3}
 
@@ -33,7 +33,7 @@ def packed(fields: dict[str, Any]) -> bytes:
 
 def _value(name: str, value: Any) -> bytes:
     if name == "occurred_at":
-        return struct.pack(">q", value - _EPOCH)
+        return struct.pack(">q", value - POSTGRES_EPOCH)
     if name == "id":
         return int(value).to_bytes(16)
     if name == "anomaly_score":

@@ -26,7 +26,7 @@ async def copy_rows(
     feed: Callable[[bytes], Fed],
     *values: Any,
     told: Callable[[Fed], None] | None = None,
-) -> None:
+) -> Fed:
     """Copy what the query gives to `feed`, which runs in a thread while more is on its way.
 
     Pieces are put together up to 256 KiB: waking the thread costs as much as hashing a hundred events, and of
@@ -37,25 +37,28 @@ async def copy_rows(
         feed: takes a piece; called by one thread at a time.
         values: of the query's parameters.
         told: called in the loop with what `feed` returned.
+    Returns: what `feed` returned for the last piece, which may be empty.
     """
     loop = asyncio.get_running_loop()
     pieces: list[bytes] = []
     size = 0
     working: asyncio.Future[Fed] | None = None
 
-    async def fed() -> None:
-        if working is not None:
-            # Shielded: who gives up must not lose sight of the thread.
-            answer = await asyncio.shield(working)
-            if told is not None:
-                told(answer)
+    async def fed(work: asyncio.Future[Fed]) -> Fed:
+        # Shielded: who gives up must not lose sight of the thread.
+        answer = await asyncio.shield(work)
+        if told is not None:
+            told(answer)
+        return answer
 
-    async def send() -> None:
+    async def send() -> asyncio.Future[Fed]:
         nonlocal size, working
-        await fed()
+        if working is not None:
+            await fed(working)
         working = loop.run_in_executor(None, feed, b"".join(pieces))
         pieces.clear()
         size = 0
+        return working
 
     async def take(piece: bytes) -> None:
         nonlocal size
@@ -66,9 +69,9 @@ async def copy_rows(
 
     try:
         await connection.copy_from_query(query, *values, output=take, format="binary", timeout=_PATIENCE)
-        await send()
+        last = await send()
     finally:
         if working is not None:
             # Whoever gave up, or was refused: no thread is left at work on what is not wanted any more.
             await asyncio.wait([working])
-    await fed()
+    return await fed(last)

@@ -151,19 +151,12 @@ async def _compare(readers: Readers, scope: Scope, stretch: _Stretch) -> _Compar
     columns = ", ".join(_native.AUDIT_EXPECTED_COLUMNS)
     between = f"BETWEEN '{stretch.low}' AND '{stretch.high}'"
     check = _native.SegmentCheck()
-    expected = 0
-
-    def count(so_far: int) -> None:
-        nonlocal expected
-        expected = so_far
-
     async with readers.one() as connection:
-        await copy_rows(
+        expected = await copy_rows(
             connection,
             f"SELECT {columns} FROM audit_segments s WHERE {where} AND id {between}",  # noqa: S608 (conditions of ours)
             check.expect,
             *values,
-            told=count,
         )
         if expected != stretch.segments:
             raise RuntimeError(
@@ -176,11 +169,11 @@ async def _compare(readers: Readers, scope: Scope, stretch: _Stretch) -> _Compar
 async def _judge(readers: Readers, scope: Scope, compared: _Compared, total: int) -> None:
     segments: dict[UUID, asyncpg.Record] = {}
     if compared.findings:
+        times = ", ".join(in_reach(name, name) for name in ("recorded_at", "first_at", "last_at"))
         wanted = list({UUID(bytes=segment) for _, segment, *_ in compared.findings})
         async with readers.one() as connection:
             rows = await connection.fetch(
-                f"SELECT id, tenant_id, size, {in_reach('recorded_at')}, {in_reach('first_at')}, "  # noqa: S608 (ours)
-                f"{in_reach('last_at')} FROM audit_segments WHERE id = ANY($1::uuid[])",
+                f"SELECT id, tenant_id, size, {times} FROM audit_segments WHERE id = ANY($1::uuid[])",  # noqa: S608 (ours)
                 wanted,
             )
         segments = {row["id"]: row for row in rows}

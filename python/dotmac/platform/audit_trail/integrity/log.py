@@ -7,22 +7,17 @@ follows, too), so the order is that of storing and nothing is passed over.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dotmac.platform import _native
-from dotmac.platform.audit_trail.ids import micros
 
 if TYPE_CHECKING:
-    from datetime import datetime
-    from uuid import UUID
-
     import asyncpg
 
     Connection = asyncpg.Connection[asyncpg.Record]
 
-__all__ = ["LEAF_COLUMNS", "SEGMENT_COLUMNS", "Segment", "leaf_hash", "seal", "trail_name"]
+__all__ = ["LEAF_COLUMNS", "leaf_hash", "seal", "trail_name"]
 
-SEGMENT_COLUMNS = "id, writer, tenant_id, seq, size, root, link, first_at, last_at, recorded_at"
 # What a leaf covers: all columns of fixed width in one value, as taking each apart costs more than the hash.
 LEAF_COLUMNS = (
     "uuid_send(id) || uuid_send(writer) || int8send(seq) || int4send(size) || timestamptz_send(first_at) || "
@@ -51,44 +46,6 @@ _APPEND = """
     INSERT INTO audit_log (tenant_id, position, segment, leaf, recorded_tx)
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::bytea[], $5::bigint[])
 """
-
-
-class Segment(NamedTuple):
-    """A row of `audit_segments`: the events that one commit stored for one tenant."""
-
-    id: UUID
-    writer: UUID
-    tenant_id: str
-    seq: int
-    size: int
-    root: bytes
-    link: bytes
-    first_at: datetime
-    last_at: datetime
-    recorded_at: datetime
-
-    @classmethod
-    def of(cls, row: asyncpg.Record) -> Segment:
-        """The segment of a row whose first columns are `SEGMENT_COLUMNS`."""
-        return cls._make(row[:_WIDTH])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The segment as JSON types: hashes in hexadecimal, times in microseconds since 1970."""
-        return {
-            "id": str(self.id),
-            "writer": str(self.writer),
-            "tenant_id": self.tenant_id,
-            "seq": self.seq,
-            "size": self.size,
-            "root": self.root.hex(),
-            "first_at": micros(self.first_at),
-            "last_at": micros(self.last_at),
-            "link": self.link.hex(),
-            "recorded_at": micros(self.recorded_at),
-        }
-
-
-_WIDTH = len(Segment._fields)
 
 
 def leaf_hash(row: asyncpg.Record) -> bytes:

@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from dotmac.platform import _native
+from dotmac.platform.audit_trail.ids import POSTGRES_EPOCH
 from dotmac.platform.audit_trail.integrity.anchors import bounded_notes
 from dotmac.platform.audit_trail.integrity.log import LEAF_COLUMNS, leaf_hash
 from dotmac.platform.audit_trail.integrity.notes import Checkpoint, log_name, open_note, tenant_of
-from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, shown_time
+from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, in_reach, shown_time
 from dotmac.platform.audit_trail.partitions import name_tenant
 from dotmac.platform.errors import InvalidCheckpoint
 
@@ -33,7 +34,6 @@ _BATCH = 500
 # one another differ a little. What goes back further than this was set back.
 _SLACK = timedelta(seconds=60)
 _SLACK_MICROS = _SLACK // timedelta(microseconds=1)
-_SINCE_1970 = 946_684_800_000_000  # microseconds, of PostgreSQL's epoch
 _KINDS = {
     "malformed": FindingKind.CHECKPOINT_INVALID,
     "signature": FindingKind.CHECKPOINT_INVALID,
@@ -182,7 +182,7 @@ async def check_logs(connection: Connection, scope: Scope, anchored: dict[str, l
 
 def _time(sent: bytes) -> int:
     """Microseconds since 1970 of what `timestamptz_send` gives."""
-    return int.from_bytes(sent, signed=True) + _SINCE_1970
+    return int.from_bytes(sent, signed=True) + POSTGRES_EPOCH
 
 
 def _before(one: str, other: str) -> bool:
@@ -460,9 +460,7 @@ async def check_unsealed(connection: Connection, scope: Scope) -> None:
     # Sealing went past it: everything that was stored before is in a log.
     rows = await connection.fetch(
         "SELECT s.id, s.tenant_id, (s.recorded_tx < $1 AND s.recorded_at < $2) AS passed, "  # noqa: S608 (ours)
-        "count(*) OVER () AS total, "
-        "greatest(least(min(s.recorded_at) OVER (), '9999-01-01Z'), '0002-01-01Z') AS since "
-        "FROM audit_segments s "
+        f"count(*) OVER () AS total, {in_reach('min(s.recorded_at) OVER ()', 'since')} FROM audit_segments s "
         f"WHERE {condition} AND NOT EXISTS (SELECT FROM audit_log l WHERE l.segment = s.id) "
         f"ORDER BY passed DESC NULLS LAST, s.id LIMIT {report.max_findings}",
         newest["tx"] if newest else None,

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dotmac.platform import _native
-from dotmac.platform.audit_trail.integrity.log import SEGMENT_COLUMNS, Segment
+from dotmac.platform.audit_trail.ids import micros
 from dotmac.platform.audit_trail.integrity.notes import open_note
 from dotmac.platform.errors import InvalidProof, NotProvable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
     from uuid import UUID
 
     import asyncpg
@@ -137,6 +138,41 @@ def _number(value: dict[str, Any], name: str) -> int:
     return found
 
 
+class Segment(NamedTuple):
+    """A row of `audit_segments`: the events that one commit stored for one tenant."""
+
+    id: UUID
+    writer: UUID
+    tenant_id: str
+    seq: int
+    size: int
+    root: bytes
+    link: bytes
+    first_at: datetime
+    last_at: datetime
+    recorded_at: datetime
+
+    @classmethod
+    def of(cls, row: asyncpg.Record) -> Segment:
+        """The segment of a row that has its columns."""
+        return cls(*(row[name] for name in cls._fields))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The segment as JSON types: hashes in hexadecimal, times in microseconds since 1970."""
+        return {
+            "id": str(self.id),
+            "writer": str(self.writer),
+            "tenant_id": self.tenant_id,
+            "seq": self.seq,
+            "size": self.size,
+            "root": self.root.hex(),
+            "first_at": micros(self.first_at),
+            "last_at": micros(self.last_at),
+            "link": self.link.hex(),
+            "recorded_at": micros(self.recorded_at),
+        }
+
+
 async def prove(connection: Connection, event_id: UUID) -> dict[str, Any]:
     """Make the proof of an event; see `AuditAggregator.prove`."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -148,7 +184,7 @@ async def prove(connection: Connection, event_id: UUID) -> dict[str, Any]:
         if place["segment"] is None:
             raise NotProvable(f"event {event_id} is in no segment: it was stored without integrity")
         row = await connection.fetchrow(
-            f"SELECT {SEGMENT_COLUMNS}, leaves FROM audit_segments WHERE id = $1",  # noqa: S608 (a constant)
+            f"SELECT {', '.join(Segment._fields)}, leaves FROM audit_segments WHERE id = $1",  # noqa: S608 (a constant)
             place["segment"],
         )
         if row is None:

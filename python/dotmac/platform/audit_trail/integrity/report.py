@@ -211,6 +211,6 @@ def shown_time(value: int) -> str:
         return str(value)  # infinity
 
 
-def in_reach(column: str) -> str:
-    """SQL for a column of times, those that Python has no name for drawn to the ends of those that it has."""
-    return f"greatest(least({column}, '9999-01-01Z'), '0002-01-01Z') AS {column}"
+def in_reach(time: str, name: str) -> str:
+    """SQL for a time, under that name; one that Python can't have is drawn to the ends of those it can."""
+    return f"greatest(least({time}, '9999-01-01Z'), '0002-01-01Z') AS {name}"

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from dotmac.platform import _native
 from dotmac.platform.audit_trail.integrity.copying import copy_rows
-from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind
+from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, in_reach
 
 if TYPE_CHECKING:
     import asyncpg
@@ -29,20 +29,13 @@ async def check_chains(connection: Connection, scope: Scope) -> None:
     condition, values = ("tenant_id = $1", [scope.tenant]) if scope.tenant is not None else ("true", [])
     report = scope.report
     check = _native.ChainCheck(report.max_findings)
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
-        done = count
-        scope.tell("writers", done, None)
-
-    await copy_rows(
+    done = await copy_rows(
         connection,
         f"SELECT {', '.join(_native.AUDIT_CHAIN_COLUMNS)} FROM audit_segments WHERE {condition} "  # noqa: S608 (ours)
         "ORDER BY writer, tenant_id, seq",
         check.feed,
         *values,
-        told=tell,
+        told=lambda count: scope.tell("writers", count, None),
     )
     found, gaps, links = check.finish()
     for one in found:
@@ -88,18 +81,18 @@ def _broken(
 async def check_ends(connection: Connection, scope: Scope) -> None:
     """Every writer is known, has closed, or was at work lately; who closed stored so many segments."""
     rows = connection.cursor(
-        """
+        f"""
         SELECT coalesce(made.writer, w.id, e.writer) AS writer, w.id IS NOT NULL AS known, w.host, w.pid,
             coalesce(e.segments, x.segments) AS closed_with, coalesce(made.segments, 0) AS segments,
             greatest(w.started_at, made.latest) AS seen
         FROM (
-            SELECT writer, count(*) AS segments, max(least(recorded_at, '9999-01-01Z')) AS latest
+            SELECT writer, count(*) AS segments, {in_reach("max(recorded_at)", "latest")}
             FROM audit_segments GROUP BY writer
         ) AS made
         FULL JOIN audit_writers w ON w.id = made.writer
         FULL JOIN audit_writer_ends e ON e.writer = coalesce(made.writer, w.id)
         LEFT JOIN audit_explanations x ON x.writer = w.id
-        """,
+        """,  # noqa: S608 (ours)
         prefetch=_PREFETCH,
     )
     async for row in rows:
