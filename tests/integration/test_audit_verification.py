@@ -22,6 +22,7 @@ import asyncpg
 import pytest
 
 from dotmac.platform.audit_trail import AuditAggregator
+from dotmac.platform.audit_trail.integrity import events
 from dotmac.platform.audit_trail.integrity.log import seal
 from dotmac.platform.errors import (
     InvalidArgument,
@@ -266,6 +267,36 @@ async def test_the_librarys_own_writers_verify(trail_url, connection):
         assert report.findings == []
         assert (report.events, report.unsealed) == (300, 0)
     assert (await checked(connection)).findings == []
+
+
+async def test_a_transaction_that_sees_more_as_it_goes(trail_url, connection, monkeypatch):
+    """A caller's own, which is read committed by default, while others write."""
+    await sealed(connection)
+    compare = events._compare
+
+    async def later(*given):
+        async with AuditAggregator(trail_url, sealing=False) as audit:
+            await audit.log_event("SECURITY", "x")
+        return await compare(*given)
+
+    monkeypatch.setattr(events, "_compare", later)
+    async with connection.transaction():
+        report = await checked(connection)
+    assert report.ok, report.problems
+    assert report.events == 41
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "20000-01-01Z", "4000-01-01Z BC"])
+async def test_times_that_python_has_no_name_for_do_not_end_a_verification(connection, moment):
+    await sealed(connection)
+    await connection.execute("ALTER TABLE audit_writers DISABLE TRIGGER USER")
+    await connection.execute("ALTER TABLE audit_log DISABLE TRIGGER USER")
+    await connection.execute("ALTER TABLE audit_writer_ends DISABLE TRIGGER USER")
+    await connection.execute("DELETE FROM audit_writer_ends")
+    await connection.execute(f"UPDATE audit_writers SET started_at = '{moment}'")
+    assert (await checked(connection)).ok
+    await connection.execute(f"UPDATE audit_log SET sealed_at = '{moment}' WHERE position = 3")
+    assert not (await checked(connection)).ok
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,9 @@ async def test_what_is_refused_ends_the_copy(bad: int) -> None:
     assert server.handed_out <= bad + 2
 
 
+@pytest.mark.parametrize("server", [Server(5), Server(1, 10)])  # in the middle, and the last piece
 @pytest.mark.parametrize("refused", [False, True])
-async def test_who_cancels_waits_for_the_piece_that_is_being_fed(refused: bool) -> None:
+async def test_who_cancels_waits_for_the_piece_that_is_being_fed(refused: bool, server: Server) -> None:
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def feed(_: bytes) -> None:
@@ -96,7 +97,7 @@ async def test_who_cancels_waits_for_the_piece_that_is_being_fed(refused: bool) 
         if refused:
             raise ValueError("no copy")
 
-    copying = copy(Server(5), feed)
+    copying = copy(server, feed)
     await asyncio.to_thread(begun.wait, 30)
     copying.cancel()
     for _ in range(20):

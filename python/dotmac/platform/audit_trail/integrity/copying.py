@@ -69,9 +69,10 @@ async def copy_rows(
 
     try:
         await connection.copy_from_query(query, *values, output=take, format="binary", timeout=_PATIENCE)
-        last = await send()
+        return await fed(await send())
     finally:
         if working is not None:
             # Whoever gave up, or was refused: no thread is left at work on what is not wanted any more.
             await asyncio.wait([working])
-    return await fed(last)
+            if not working.cancelled():
+                working.exception()  # looked at: another error may be the one that is raised

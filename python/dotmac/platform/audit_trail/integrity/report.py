@@ -213,4 +213,6 @@ def shown_time(value: int) -> str:
 
 def in_reach(time: str, name: str) -> str:
     """SQL for a time, under that name; one that Python can't have is drawn to the ends of those it can."""
-    return f"greatest(least({time}, '9999-01-01Z'), '0002-01-01Z') AS {name}"
+    # Null stays null, which both functions pass over.
+    clamped = f"greatest(least({time}, '9999-01-01Z'), '0002-01-01Z')"
+    return f"CASE WHEN {time} IS NOT NULL THEN {clamped} END AS {name}"

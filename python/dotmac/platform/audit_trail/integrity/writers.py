@@ -84,10 +84,10 @@ async def check_ends(connection: Connection, scope: Scope) -> None:
         f"""
         SELECT coalesce(made.writer, w.id, e.writer) AS writer, w.id IS NOT NULL AS known, w.host, w.pid,
             coalesce(e.segments, x.segments) AS closed_with, coalesce(made.segments, 0) AS segments,
-            greatest(w.started_at, made.latest) AS seen
+            {in_reach("greatest(w.started_at, made.latest)", "seen")}
         FROM (
-            SELECT writer, count(*) AS segments, {in_reach("max(recorded_at)", "latest")}
-            FROM audit_segments GROUP BY writer
+            SELECT writer, count(*) AS segments, max(recorded_at) AS latest FROM audit_segments
+            GROUP BY writer
         ) AS made
         FULL JOIN audit_writers w ON w.id = made.writer
         FULL JOIN audit_writer_ends e ON e.writer = coalesce(made.writer, w.id)
