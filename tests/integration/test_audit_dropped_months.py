@@ -67,6 +67,31 @@ async def store_month(connection):
     return month
 
 
+@pytest.mark.parametrize("value", ["NULL", "'infinity'", "'-infinity'", "'20000-01-01Z'", "'4000-01-01Z BC'"])
+@pytest.mark.parametrize("column", ["from_time", "to_time", "dropped_at"])
+async def test_drops_at_times_that_cannot_be(connection, column, value):
+    month = await store_month(connection)
+    await drop_month(connection, month, told=True)
+    assert (await checked(connection)).ok
+    await connection.execute(f"ALTER TABLE audit_archives ALTER {column} DROP NOT NULL")
+    await connection.execute(f"UPDATE audit_archives SET {column} = {value}")
+    report = await checked(connection)
+    assert not report.ok
+    if (column, value) != ("dropped_at", "NULL"):  # which says nothing of a drop
+        assert FindingKind.DROP_WRONG.value in kinds(report)
+
+
+@pytest.mark.parametrize("value", ["'infinity'", "'20000-01-01Z'"])
+async def test_what_was_recorded_in_a_dropped_month_at_times_that_cannot_be(connection, value):
+    month = await store_month(connection)
+    await drop_month(connection, month, told=True)
+    await connection.execute("SELECT audit_ensure_partition($1)", month)
+    await (await PlainWriter(connection).begin()).store([event(9, at=month)])
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute(f"UPDATE audit_events SET recorded_at = {value}")
+    assert FindingKind.CLOCK_REWOUND.value in kinds(await checked(connection))
+
+
 @pytest.mark.parametrize("told", [True, False])
 async def test_what_retention_dropped_is_no_tampering_if_the_trail_says_so(connection, told):
     month = await store_month(connection)

@@ -194,6 +194,27 @@ async def transaction_of(connection, audit, tenant):
     assert all(isinstance(error, AuditUnavailable) for error in lost)
 
 
+@pytest.mark.parametrize("prepared", [True, False])
+async def test_names_that_quotes_and_backslashes_are_in(postgres_database, prepared):
+    """Also where a backslash means something in an ordinary literal."""
+    names = ["'", "\\", "\\'; --", "$text$", "$text", "$text_$", "$$", "\n", "ä€😀", "$1", "a;b", "%s{}"]
+    connection = await asyncpg.connect(postgres_database)
+    try:
+        async with AuditAggregator(postgres_database) as audit:
+            await audit.migrate()
+        name = await connection.fetchval("SELECT current_database()")
+        for setting in ("standard_conforming_strings = off", "escape_string_warning = off"):
+            await connection.execute(f'ALTER DATABASE "{name}" SET {setting}')
+        cached = {} if prepared else {"statement_cache_size": 0}
+        async with AuditAggregator(postgres_database, **cached) as audit:
+            ids = await audit.log_events(plain(number, tenant) for number in range(9) for tenant in names)
+        assert set(ids) == set(await look_through(postgres_database))
+        rows = await connection.fetch("SELECT tenant_id, sum(events) FROM audit_rollup GROUP BY 1")
+        assert dict(map(tuple, rows)) == dict.fromkeys(names, 9)
+    finally:
+        await connection.close()
+
+
 async def test_behind_a_pooler_in_transaction_mode(migrated_server, owner, unique):
     async with (
         TransactionPooler(migrated_server.url) as pooler,

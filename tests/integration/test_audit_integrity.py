@@ -32,7 +32,7 @@ from dotmac.platform.errors import (
     NotProvable,
 )
 from support.segments import PlainWriter, event
-from support.trails import AT_ONCE, KEY, checked, kinds, sealed
+from support.trails import AT_ONCE, KEY, checked, free, kinds, sealed
 
 
 async def test_sealing_passes_nothing_over(trail_url, connection):
@@ -288,6 +288,43 @@ async def test_what_has_no_proof(trail_url, connection):
         done = await audit.checkpoint()
         assert (done.segments, len(done.checkpoints), done.errors) == (0, 1, [])
         assert check_proof(await audit.prove(late["id"]), [KEY.public_key]).size == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "audit_events SET action = 'other'",
+        "audit_events SET leaf = NULL",
+        "audit_events SET leaf = 7",
+        "audit_segments SET last_at = 'infinity'",
+        "audit_segments SET recorded_at = '20000-01-01Z'",
+        "audit_segments SET writer = NULL",
+        "audit_segments SET size = 7, leaves = NULL",
+        "audit_log SET leaf = NULL",
+        "audit_log SET leaf = '\\x01'",
+        "audit_log SET position = 5",
+        "audit_checkpoints SET note = ''",
+        "audit_checkpoints SET note = NULL",
+    ],
+)
+async def test_what_was_changed_has_no_proof(trail_url, connection, change):
+    """Rather than one that whoever gets it finds to be wrong."""
+    stored = event(1)
+    await (await PlainWriter(connection).begin()).store([stored, event(2)])
+    await seal(connection, 0, durably=False)
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        await audit.checkpoint()
+        assert check_proof(await audit.prove(stored["id"]), [KEY.public_key]).size == 1
+        for table, column in (
+            ("audit_segments", "writer"),
+            ("audit_log", "leaf"),
+            ("audit_checkpoints", "note"),
+        ):
+            await free(connection, table, column)
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute(f"UPDATE {change}")
+        with pytest.raises(NotProvable):
+            await audit.prove(stored["id"])
 
 
 async def test_the_aggregator_seals_and_signs_in_the_background(trail_url, connection):

@@ -28,7 +28,7 @@ from dotmac.platform.errors import (
     InvalidArgument,
 )
 from support.segments import PlainWriter, event
-from support.trails import KEY, checked, kinds, sealed
+from support.trails import KEY, checked, free, kinds, sealed
 
 
 @pytest.mark.parametrize("keep_leaves", [True, False])
@@ -324,18 +324,53 @@ async def test_times_that_python_has_no_name_for_do_not_end_a_verification(conne
 async def test_what_no_constraint_would_let_in_is_found(connection, change):
     """By somebody who may drop constraints, too."""
     await sealed(connection)
-    await connection.execute("ALTER TABLE audit_segments DISABLE TRIGGER USER")
-    for name in await connection.fetch(
-        "SELECT conname FROM pg_constraint WHERE conrelid = 'audit_segments'::regclass AND contype = 'c'"
-    ):
-        await connection.execute(f'ALTER TABLE audit_segments DROP CONSTRAINT "{name["conname"]}"')
-    await connection.execute("ALTER TABLE audit_segments ALTER root DROP NOT NULL")
+    await free(connection, "audit_segments", "root")
     (segment,) = await connection.fetchrow("SELECT id FROM audit_segments ORDER BY id OFFSET 7 LIMIT 1")
     await connection.execute(f"UPDATE audit_segments SET {change} WHERE id = $1", segment)
     report = await checked(connection)
     assert not report.ok
     assert all(report.counts.values())
     assert any(segment in (one.segment, *_named(one)) for one in report.problems), report.problems
+
+
+# What nothing covers: when a row came, as whoever wrote it says, and whose it is.
+_TOLD_ONLY = {
+    ("audit_writers", "started_at"),
+    ("audit_writers", "owner_role"),
+    ("audit_writer_ends", "ended_at"),
+    ("audit_checkpoints", "signed_at"),
+}
+
+
+async def test_nulls_where_none_can_be_and_times_out_of_reach_are_found(connection):
+    """By somebody who may drop any constraint; none of it ends the verification."""
+    await sealed(connection)
+    tables = ("events", "segments", "log", "checkpoints", "writers", "writer_ends", "trail", "legacy")
+    columns = await connection.fetch(
+        "SELECT relname, attname, atttypid = 'timestamptz'::regtype AS is_time, attnotnull "
+        "FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE attnum > 0 AND NOT attisdropped "
+        "AND c.oid = ANY($1::text[]::regclass[]) AND (relname, attname) != ('audit_events', 'occurred_at')",
+        [f"audit_{table}" for table in tables],
+    )
+    times = ("'infinity'", "'-infinity'", "'20000-01-01Z'", "'4000-01-01Z BC'")
+    found = 0
+    for table, column, is_time, not_null in columns:
+        for value in (("NULL",) if not_null else ()) + (times if is_time else ()):
+            change = connection.transaction()
+            await change.start()
+            await free(connection, table, column)
+            middle = f"FROM {table} ORDER BY ctid OFFSET (SELECT count(*) / 2 FROM {table}) LIMIT 1"
+            await connection.execute(
+                f"UPDATE {table} SET {column} = {value} "
+                f"WHERE (tableoid, ctid) = (SELECT tableoid, ctid {middle})"
+            )
+            report = await checked(connection)
+            told_only = (table, column) in _TOLD_ONLY or table in ("audit_trail", "audit_legacy")
+            assert told_only or not report.ok, (table, column, value)
+            assert json.dumps(report.to_dict())
+            found += not report.ok
+            await change.rollback()
+    assert found > 40
 
 
 def _named(finding):

@@ -33,3 +33,16 @@ async def checked(connection, **more):
 
 def kinds(report):
     return {kind.value for kind, count in report.counts.items() if count}
+
+
+async def free(connection, table, *columns):
+    """Drop what keeps odd values out of a table, and null out of these columns."""
+    await connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+    for (name,) in await connection.fetch(
+        "SELECT conname FROM pg_constraint "
+        "WHERE conrelid = $1::text::regclass AND contype IN ('c', 'p', 'u')",
+        table,
+    ):
+        await connection.execute(f'ALTER TABLE {table} DROP CONSTRAINT "{name}"')
+    for column in columns:
+        await connection.execute(f"ALTER TABLE {table} ALTER {column} DROP NOT NULL")

@@ -130,7 +130,7 @@ impl<C: Columns> Pieces<C> {
                 let wanted = C::WIDTH;
                 return Err(malformed(format!("{count} columns instead of {wanted}")));
             }
-            let mut reader = Reader::new(values);
+            let mut reader = Reader::of_suspects(values);
             match C::read(&mut reader) {
                 Ok(row) => on_row(row),
                 Err(_) if reader.missing > 0 => {

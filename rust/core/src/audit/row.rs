@@ -166,11 +166,27 @@ pub struct Reader<'a> {
     pub(super) bytes: &'a [u8],
     /// How many bytes more, at least, would have made an error none; 0 where that was not for their end.
     pub(super) missing: usize,
+    // Is null, where no null can be, to be read as zeros?
+    lenient: bool,
 }
 
 impl<'a> Reader<'a> {
     pub(super) const fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, missing: 0 }
+        Self {
+            bytes,
+            missing: 0,
+            lenient: false,
+        }
+    }
+
+    /// Of rows that are to be held against what was noted of them: null is one more thing that was not stored,
+    /// and does not end the reading. No stored row has zeros there.
+    pub(super) const fn of_suspects(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            missing: 0,
+            lenient: true,
+        }
     }
 
     fn tuple(&mut self) -> Result<Option<Stored<'a>>, CoreError> {
@@ -260,8 +276,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn needed<const N: usize>(&mut self, column: &str) -> Result<[u8; N], CoreError> {
-        self.fixed(column)?
-            .ok_or_else(|| malformed(format!("{column} is null")))
+        match self.fixed(column)? {
+            Some(value) => Ok(value),
+            None if self.lenient => Ok([0; N]),
+            None => Err(malformed(format!("{column} is null"))),
+        }
     }
 
     pub(super) fn fixed<const N: usize>(

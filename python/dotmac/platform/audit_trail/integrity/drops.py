@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind
+from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, in_reach
 
 if TYPE_CHECKING:
     import asyncpg
@@ -24,13 +24,19 @@ __all__ = ["Drop", "Drops", "check_counts", "find_drops"]
 
 # A transaction that began just before the drop may have stored into the month that was made anew.
 _SLACK = timedelta(seconds=60)
-_STATED = """
-    SELECT a.partition, a.from_time, a.to_time, a.dropped_at, a.events, e.metadata, e.recorded_at
+_TIMES = ", ".join(
+    in_reach(f"a.{name}", name, always=True) for name in ("from_time", "to_time", "dropped_at")
+)
+_STATED = f"""
+    SELECT a.partition, {_TIMES}, a.events, e.metadata, {in_reach("e.recorded_at", "recorded_at")}
     FROM audit_archives a LEFT JOIN audit_events e ON e.occurred_at = a.dropped_at AND e.id = a.event_id
         AND e.action = 'audit.partition.dropped' AND e.resource_id = a.partition
     WHERE a.state = 'dropped' AND a.dropped_at IS NOT NULL ORDER BY a.dropped_at DESC, a.from_time
-"""
-_OLDEST = "SELECT min(recorded_at) FROM audit_events WHERE occurred_at >= $1 AND occurred_at < $2"
+"""  # noqa: S608 (ours)
+_OLDEST = (
+    f"SELECT {in_reach('min(recorded_at)', 'oldest')} FROM audit_events "  # noqa: S608 (ours)
+    "WHERE occurred_at >= $1 AND occurred_at < $2"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +140,8 @@ async def _look_at(connection: Connection, scope: Scope, row: asyncpg.Record) ->
 
 def _details(row: asyncpg.Record) -> dict[str, Any] | None:
     """What the event says that tells of the drop, where it tells of this one."""
-    if row["metadata"] is None or row["recorded_at"] < row["dropped_at"] - _SLACK:
+    recorded = row["recorded_at"]
+    if row["metadata"] is None or recorded is None or recorded < row["dropped_at"] - _SLACK:
         return None
     try:
         details = json.loads(row["metadata"])

@@ -134,10 +134,10 @@ async def _stretches(readers: Readers, scope: Scope) -> AsyncIterator[_Stretch]:
 def _parts(block: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
     begin = events = 0
     for place, row in enumerate(block):
-        if place > begin and events + row["size"] > _STRETCH_EVENTS:
+        if place > begin and events + (row["size"] or 0) > _STRETCH_EVENTS:
             yield block[begin:place]
             begin, events = place, 0
-        events += max(0, row["size"])
+        events += max(0, row["size"] or 0)
     if block:
         yield block[begin:]
 
@@ -168,7 +168,9 @@ async def _compare(readers: Readers, scope: Scope, stretch: _Stretch) -> _Compar
 async def _judge(readers: Readers, scope: Scope, compared: _Compared, total: int) -> None:
     segments: dict[UUID, asyncpg.Record] = {}
     if compared.findings:
-        times = ", ".join(in_reach(name, name) for name in ("recorded_at", "first_at", "last_at"))
+        times = ", ".join(
+            in_reach(name, name, always=True) for name in ("recorded_at", "first_at", "last_at")
+        )
         wanted = list({UUID(bytes=segment) for _, segment, *_ in compared.findings})
         async with readers.one() as connection:
             rows = await connection.fetch(
@@ -226,7 +228,7 @@ async def _count_dropped(
         row = segments[segment]
         if there < 0:
             there = await connection.fetchval("SELECT count(*) FROM audit_events WHERE segment = $1", segment)  # noqa: PLW2901
-        missing = row["size"] - there
+        missing = (row["size"] or 0) - there
         scope.report.dropped += missing
         scope.drops.excuse(
             scope.drops.months(row["first_at"], row["last_at"], row["recorded_at"]), max(0, missing)
@@ -290,18 +292,18 @@ async def check_uncovered(connection: Connection, scope: Scope) -> None:
     """
     report = scope.report
     where, values = scope.events()
-    legacy = await connection.fetchrow("SELECT events, before FROM audit_legacy")
+    legacy = await connection.fetchrow("SELECT events, before::text FROM audit_legacy")
     before = legacy["before"] if legacy else None
     number = len(values) + 1
     counted = await connection.fetchrow(
-        f"SELECT count(*) FILTER (WHERE recorded_at < ${number}), "  # noqa: S608 (conditions of ours)
-        f"count(*) FILTER (WHERE recorded_at >= ${number} OR ${number}::timestamptz IS NULL) "
+        f"SELECT count(*) FILTER (WHERE recorded_at < ${number}::text::timestamptz), "  # noqa: S608 (conditions of ours)
+        f"count(*) FILTER (WHERE recorded_at >= ${number}::text::timestamptz OR ${number}::text IS NULL) "
         f"FROM audit_events WHERE segment IS NULL AND {where}",
         *values,
         before,
     )
     old, new = counted or (0, 0)
-    known = legacy["events"] if legacy else 0
+    known = (legacy["events"] or 0) if legacy else 0
     report.legacy = min(old, known)
     if old > known:
         # There are more of that age than there were then: the time in them is made up.
@@ -327,7 +329,7 @@ async def _name_uncovered(connection: Connection, scope: Scope, since: Any, coun
     number = len(values) + 1
     rows = await connection.fetch(
         "SELECT id, tenant_id FROM audit_events WHERE segment IS NULL "  # noqa: S608 (conditions of ours)
-        f"AND {where} AND (${number}::timestamptz IS NULL OR recorded_at >= ${number}) "
+        f"AND {where} AND (${number}::text IS NULL OR recorded_at >= ${number}::text::timestamptz) "
         f"ORDER BY recorded_at DESC, id LIMIT {scope.report.max_findings}",
         *values,
         since,

@@ -29,10 +29,13 @@ if TYPE_CHECKING:
 __all__ = ["check_anchors", "check_lateness", "check_logs", "check_unsealed"]
 
 _PREFETCH = 2_000
+_HASH_BYTES = 32
 _BATCH = 500
 # A writing transaction that began before another may commit after it; clocks of servers that took over from
 # one another differ a little. What goes back further than this was set back.
 _SLACK = timedelta(seconds=60)
+# Null in a column that has none was put there: of what it says, the worst is taken.
+_LONG_AGO = "({0} < $1 OR {0} > clock_timestamp() OR {0} IS NULL)"
 _SLACK_MICROS = _SLACK // timedelta(microseconds=1)
 _KINDS = {
     "malformed": FindingKind.CHECKPOINT_INVALID,
@@ -152,7 +155,7 @@ async def check_logs(connection: Connection, scope: Scope, anchored: dict[str, l
     walk: _Walk | None = None
     cursor = await connection.cursor(
         "SELECT s.*, l.tenant_id AS log, l.position, l.segment, l.leaf, l.recorded_tx AS logged_tx, "  # noqa: S608 (as above)
-        "timestamptz_send(l.sealed_at) AS sealed FROM audit_log l "
+        "timestamptz_send(coalesce(l.sealed_at, '-infinity')) AS sealed FROM audit_log l "
         f"LEFT JOIN (SELECT id, {LEAF_COLUMNS}, recorded_tx FROM audit_segments) s ON s.id = l.segment "
         f"WHERE {condition} ORDER BY l.tenant_id, l.position",
         *values,
@@ -235,10 +238,15 @@ def _checked(scope: Scope, row: asyncpg.Record) -> _Claim | None:
 
     keys = scope.keys if scope.keys_given else (row["key"],)
     try:
-        checkpoint, key = open_note(row["note"], keys)
+        checkpoint, key = open_note(row["note"] or "", keys)
     except InvalidCheckpoint as error:
         wanted = ", ".join(known.hex() for known in keys)
-        bad(_KINDS[error.reason], str(error), f"a signature by {wanted}", row["note"].rpartition("\n\n")[2])
+        bad(
+            _KINDS[error.reason],
+            str(error),
+            f"a signature by {wanted}",
+            (row["note"] or "").rpartition("\n\n")[2],
+        )
         return None
     says = (log_name(scope.trail or "", tenant), size, row["root"], row["key"])
     found = (checkpoint.origin, checkpoint.size, checkpoint.root, key)
@@ -273,7 +281,16 @@ class _Walk:
 
     def take(self, entry: asyncpg.Record) -> None:
         """The next entry."""
-        place, segment = entry["position"], entry["segment"]
+        place, segment, leaf = entry["position"], entry["segment"], entry["leaf"] or b""
+        if place is None:
+            self.bad(
+                FindingKind.LOG_GAP,
+                f"the entry of segment {segment} has no place in the log",
+                segment=segment,
+                expected="a place",
+                found="none",
+            )
+            return
         if place != self.size:
             self.bad(
                 FindingKind.LOG_GAP,
@@ -285,27 +302,28 @@ class _Walk:
             )
             self.size = place
         self.size += 1
-        self.tree.extend(entry["leaf"])
+        # One that is none must not shift those behind it.
+        self.tree.extend(leaf if len(leaf) == _HASH_BYTES else bytes(_HASH_BYTES))
         if entry["id"] is None:
             self.bad(
                 FindingKind.SEGMENT_MISSING,
                 f"segment {segment}, entry {place} of the log, is gone",
                 segment=segment,
                 place=place,
-                expected=entry["leaf"].hex(),
+                expected=leaf.hex(),
                 found="none",
             )
             return
         # A column that is null was made so, by somebody who may drop constraints.
         parts = (entry["packed"], entry["tenant_id"], entry["root"], entry["link"])
         found = b"" if None in parts else leaf_hash(entry)
-        if found != entry["leaf"]:
+        if found != leaf:
             self.bad(
                 FindingKind.SEGMENT_CHANGED,
                 f"segment {segment}, entry {place} of the log, is not what was sealed",
                 segment=segment,
                 place=place,
-                expected=entry["leaf"].hex(),
+                expected=leaf.hex(),
                 found=found.hex(),
             )
         if entry["tenant_id"] != self.tenant:
@@ -392,12 +410,13 @@ async def check_lateness(connection: Connection, scope: Scope) -> None:
     report = scope.report
     late = report.started_at - scope.overdue
     condition, values = ("l.tenant_id = $3", [scope.tenant]) if scope.tenant is not None else ("true", [])
+    since = in_reach("min(l.sealed_at)", "since", always=True)
     rows = await connection.fetch(
-        f"SELECT l.tenant_id, count(*) AS entries, {in_reach('min(l.sealed_at)', 'since')} FROM audit_log l "  # noqa: S608 (ours)
+        f"SELECT l.tenant_id, count(*) AS entries, {since} FROM audit_log l "  # noqa: S608 (ours)
         "LEFT JOIN (SELECT tenant_id, max(size) AS size FROM audit_checkpoints GROUP BY 1) c "
         f"USING (tenant_id) WHERE {condition} AND l.position >= coalesce(c.size, 0) "
         "AND (c.size IS NOT NULL OR $2) "
-        "AND (l.sealed_at < $1 OR l.sealed_at > clock_timestamp()) GROUP BY 1 ORDER BY 1",
+        f"AND {_LONG_AGO.format('l.sealed_at')} GROUP BY 1 ORDER BY 1",
         late,
         scope.keys_given,
         *values,
@@ -421,7 +440,7 @@ async def _check_anchoring(connection: Connection, scope: Scope, late: datetime)
     condition, values = ("l.tenant_id = $2", [scope.tenant]) if scope.tenant is not None else ("true", [])
     newest = await connection.fetch(
         "SELECT l.tenant_id, max(l.size) AS size FROM audit_checkpoints l "  # noqa: S608 (ours)
-        f"WHERE {condition} AND (l.signed_at < $1 OR l.signed_at > clock_timestamp()) GROUP BY 1 ORDER BY 1",
+        f"WHERE {condition} AND {_LONG_AGO.format('l.signed_at')} GROUP BY 1 ORDER BY 1",
         late,
         *values,
     )
@@ -460,9 +479,11 @@ async def check_unsealed(connection: Connection, scope: Scope) -> None:
         f"SELECT {in_reach('max(sealed_at)', 'at')}, max(recorded_tx) AS tx FROM audit_log"  # noqa: S608 (ours)
     )
     # Sealing went past it: everything that was stored before is in a log.
+    since = in_reach("min(s.recorded_at) OVER ()", "since", always=True)
+    passed = "coalesce(s.recorded_tx < $1 AND s.recorded_at < $2, $1 IS NOT NULL)"
     rows = await connection.fetch(
-        "SELECT s.id, s.tenant_id, (s.recorded_tx < $1 AND s.recorded_at < $2) AS passed, "  # noqa: S608 (ours)
-        f"count(*) OVER () AS total, {in_reach('min(s.recorded_at) OVER ()', 'since')} FROM audit_segments s "
+        f"SELECT s.id, s.tenant_id, {passed} AS passed, "  # noqa: S608 (ours)
+        f"count(*) OVER () AS total, {since} FROM audit_segments s "
         f"WHERE {condition} AND NOT EXISTS (SELECT FROM audit_log l WHERE l.segment = s.id) "
         f"ORDER BY passed DESC NULLS LAST, s.id LIMIT {report.max_findings}",
         newest["tx"] if newest else None,

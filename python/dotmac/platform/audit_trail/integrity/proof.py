@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dotmac.platform import _native
 from dotmac.platform.audit_trail.ids import micros
-from dotmac.platform.audit_trail.integrity.notes import open_note
-from dotmac.platform.errors import InvalidProof, NotProvable
+from dotmac.platform.audit_trail.integrity.notes import Checkpoint, open_note
+from dotmac.platform.audit_trail.integrity.report import in_reach
+from dotmac.platform.errors import InvalidCheckpoint, InvalidProof, NotProvable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,6 +61,13 @@ def check_proof(proof: Mapping[str, Any] | str | bytes, keys: Iterable[bytes]) -
     found = _object(proof)
     if found.get("format") != FORMAT:
         raise InvalidProof(f"format: {found.get('format')!r} is not {FORMAT!r}")
+    checkpoint, key = open_note(_member(found, "checkpoint", str), keys)
+    event, segment = _follow(found, checkpoint)
+    return CheckedProof(event, segment, checkpoint.origin, checkpoint.size, key)
+
+
+def _follow(found: dict[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The event and the segment, if their paths lead to the checkpoint's root."""
     canonical = _member(found, "event", str)
     segment = _member(found, "segment", dict)
     event = _object(canonical)
@@ -81,11 +89,10 @@ def check_proof(proof: Mapping[str, Any] | str | bytes, keys: Iterable[bytes]) -
     )
     if root.hex() != segment.get("root"):
         raise InvalidProof("the event is not in the segment: its path leads to another root")
-    checkpoint, key = open_note(_member(found, "checkpoint", str), keys)
     root = _root(_leaf(segment), found, "log_index", checkpoint.size, "log_path")
     if root != checkpoint.root:
         raise InvalidProof("the segment is not in the log: its path leads to another root")
-    return CheckedProof(event, segment, checkpoint.origin, checkpoint.size, key)
+    return event, segment
 
 
 def _leaf(segment: dict[str, Any]) -> bytes:
@@ -174,37 +181,47 @@ class Segment(NamedTuple):
 
 
 async def prove(connection: Connection, event_id: UUID) -> dict[str, Any]:
-    """Make the proof of an event; see `AuditAggregator.prove`."""
+    """Make the proof of an event; see `AuditAggregator.prove`. All of it but the signature was checked."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        place = await connection.fetchrow(
-            "SELECT segment, leaf, occurred_at FROM audit_events WHERE id = $1", event_id
-        )
+        place = await connection.fetchrow("SELECT segment, leaf FROM audit_events WHERE id = $1", event_id)
         if place is None:
             raise NotProvable(f"there is no event {event_id}")
         if place["segment"] is None:
             raise NotProvable(f"event {event_id} is in no segment: it was stored without integrity")
+        columns = (in_reach(name, name) if name.endswith("_at") else name for name in Segment._fields)
         row = await connection.fetchrow(
-            f"SELECT {', '.join(Segment._fields)}, leaves FROM audit_segments WHERE id = $1",  # noqa: S608 (a constant)
+            f"SELECT {', '.join(columns)}, leaves FROM audit_segments WHERE id = $1",  # noqa: S608 (constants)
             place["segment"],
         )
         if row is None:
             raise NotProvable(f"segment {place['segment']} of event {event_id} is gone: verify the trail")
+        if any(row[name] is None for name in Segment._fields):
+            raise NotProvable(f"segment {place['segment']} is not what was stored: verify the trail")
         segment = Segment.of(row)
         canonical, leaves = await _event(connection, segment, row["leaves"], event_id)
         position, checkpoint, log = await _log(connection, segment)
-    return {
-        "format": FORMAT,
-        "event": canonical.decode(),
-        "leaf_index": place["leaf"],
-        "segment_path": _path(leaves, place["leaf"]),
-        "segment": segment.to_dict(),
-        "log_index": position,
-        "log_path": _path(log, position),
-        "checkpoint": checkpoint,
-    }
+    try:
+        proof = {
+            "format": FORMAT,
+            "event": canonical.decode(),
+            "leaf_index": place["leaf"],
+            "segment_path": _path(leaves, place["leaf"]),
+            "segment": segment.to_dict(),
+            "log_index": position,
+            "log_path": _path(log, position),
+            "checkpoint": checkpoint,
+        }
+        _follow(proof, Checkpoint.parse(checkpoint.rpartition("\n\n")[0] + "\n"))
+    except (ValueError, InvalidProof, InvalidCheckpoint) as error:
+        raise NotProvable(
+            f"event {event_id}, its segment or its log is not what was stored ({error}): verify the trail"
+        ) from error
+    return proof
 
 
-def _path(leaves: bytes, index: int) -> list[str]:
+def _path(leaves: bytes, index: int | None) -> list[str]:
+    if index is None:
+        raise ValueError("it has no place")
     return [step.hex() for step in _native.merkle_inclusion(leaves, index)]
 
 
@@ -247,4 +264,4 @@ async def _log(connection: Connection, segment: Segment) -> tuple[int, str, byte
         segment.tenant_id,
         newest["size"],
     )
-    return position, newest["note"], b"".join(row["leaf"] for row in rows)
+    return position, newest["note"] or "", b"".join(row["leaf"] or b"" for row in rows)

@@ -211,8 +211,13 @@ def shown_time(value: int) -> str:
         return str(value)  # infinity
 
 
-def in_reach(time: str, name: str) -> str:
-    """SQL for a time, under that name; one that Python can't have is drawn to the ends of those it can."""
+def in_reach(time: str, name: str, *, always: bool = False) -> str:
+    """SQL for a time, under that name; one that Python can't have is drawn to the ends of those it can.
+
+    Args: always: where it is null, somebody put that there: it counts as the earliest.
+    """
+    if always:
+        time = f"coalesce({time}, '-infinity')"
     # Null stays null, which both functions pass over.
     clamped = f"greatest(least({time}, '9999-01-01Z'), '0002-01-01Z')"
     return f"CASE WHEN {time} IS NOT NULL THEN {clamped} END AS {name}"

@@ -83,8 +83,9 @@ async def check_ends(connection: Connection, scope: Scope) -> None:
     rows = connection.cursor(
         f"""
         SELECT coalesce(made.writer, w.id, e.writer) AS writer, w.id IS NOT NULL AS known, w.host, w.pid,
-            coalesce(e.segments, x.segments) AS closed_with, coalesce(made.segments, 0) AS segments,
-            {in_reach("greatest(w.started_at, made.latest)", "seen")}
+            CASE WHEN e.writer IS NULL THEN x.segments ELSE coalesce(e.segments, -1) END AS closed_with,
+            coalesce(made.segments, 0) AS segments,
+            {in_reach("greatest(w.started_at, made.latest)", "seen", always=True)}
         FROM (
             SELECT writer, count(*) AS segments, max(recorded_at) AS latest FROM audit_segments
             GROUP BY writer
