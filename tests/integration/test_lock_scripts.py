@@ -38,6 +38,22 @@ def scripts(server: EmbeddedValkey) -> Scripts:
     return scripts
 
 
+def test_a_lock_with_many_holders_is_read_in_few_calls(scripts: Scripts) -> None:
+    """The server serves nobody else meanwhile."""
+    for sid in "SW":
+        scripts.heartbeat(sid, "n")
+    for number in range(2_500):
+        assert scripts.acquire("many", "S", number, owner=f"r{number}", unusual="s")[0] == 1
+    scripts.client.config_resetstat()
+    assert scripts.acquire("many", "W", 1, owner="w1")[0] == 2
+    commands = scripts.client.info("commandstats")
+    assert sum(one["calls"] for name, one in commands.items() if "config" not in name) < 40
+    assert scripts.acquire("other", "W", 2, owner="w2")[0] == 1
+    assert scripts.acquire("other", "S", 2_500, owner="r2111")[0] == 2
+    cycle = scripts.acquire("many", "W", 3, owner="w2", waiting="5000 s 1 ")
+    assert (cycle[0], cycle[1::6], cycle[5::6]) == (-1, [b"many", b"other"], [b"r2111", b"w2"])
+
+
 def pass_time(scripts: Scripts, seconds: float, *sids: str, gen: int = 1) -> None:
     """Those sessions go on, two heartbeats a second."""
     for _ in range(int(seconds * 2)):

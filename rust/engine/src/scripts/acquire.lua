@@ -37,7 +37,7 @@ if h and (not several(h) or options:find('!', 1, true)) then
     local fence, _, _, _, _, its = parse(rec)
     if its == request then
       if fixed and unclaimed(rec) then
-        local head, tail = rec:match('^(.%d+%z.-%z.-%z%d+)@%d*(%z.*)$')
+        local head, tail = rec:match('^(.%d+%z[^%z]*%z[^%z]*%z%d+)@%d*(%z.*)$')
         redis.call('HSET', KEYS[2], fields[i], head .. fixed_end(sid, now, ARGV[5]) .. tail)
       end
       return {unclaimed(rec) and 5 or 1, tonumber(fence), stamp}
@@ -45,7 +45,7 @@ if h and (not several(h) or options:find('!', 1, true)) then
   end
 end
 if fits == nil then
-  return {-4, several(h) and h:match('^.(.-)%z') or 'x'}
+  return {-4, several(h) and h:match('^.([^%z]*)%z') or 'x'}
 end
 local grace = grace_ends - now
 local priority, policy, held, rank = ARGV[10]:match('^(%d+) (%a) (%d+) (%d*)$')

@@ -14,7 +14,7 @@ if gen ~= ARGV[3] then return {-3} end
 local h = redis.call('HGET', KEYS[2], ARGV[1])
 if h and ARGV[8] == '' and ARGV[9] == 'w' and ARGV[10] == '' then
   local flag = h:byte(1)
-  local by = (flag == 43 or flag == 85) and h:match('^.%d+%z(.-)%z')
+  local by = (flag == 43 or flag == 85) and select(3, struct.unpack('c1ss', h))
   -- Others wait already, and some heartbeat looks after the lock. Nobody waits for who holds nothing (ARGV 10), so no
   -- cycle is closed. An owner that processes share may wait for several things, which only `enter` notes.
   if by and by ~= ARGV[4] and ARGV[4]:byte(1) ~= 61 then

@@ -3,10 +3,12 @@
 
 -- Everybody on whom a request depends: owner -> what each of them waits for, and their holders. At most 10,000 owners.
 local function dependencies(name, h)
-  local waits, order, seen, count = {}, {}, {}, 0
+  local waits, order, seen, held = {}, {}, {}, {}
   local function look(lock, at)
-    local by, records = {}, holders(lock, at)
-    for i, rec in ipairs(records) do
+    if held[lock] then return held[lock] end
+    local by = {}
+    held[lock] = by
+    for i, rec in ipairs((holders(lock, at))) do
       local fence, owner, _, _, _, _, _, where = parse(rec)
       by[i] = {owner = owner, fence = fence, where = where}
       if not seen[owner] then
@@ -17,19 +19,25 @@ local function dependencies(name, h)
     return by
   end
   local first = look(name, h)
-  while order[count + 1] and count < 10000 do
-    count = count + 1
-    local owner, mine = order[count], {}
-    for request in requests_of(owner) do
-      local raw = redis.call('HGET', KEYS[4], 'r' .. request)
-      if raw then
-        local w = waiter(raw)
-        w.request, w.owner = request, owner
-        w.by = look(w.name, redis.call('HGET', KEYS[2], w.name))
-        if w.by[1] then mine[#mine + 1] = w end
+  local from = 1
+  while order[from] and from <= 10000 do
+    local upto, fields = math.min(#order, 10000), {}
+    for i = from, upto do fields[#fields + 1] = 'o' .. order[i] end
+    local asked = values(KEYS[4], fields)
+    for i = from, upto do
+      local owner, mine = order[i], {}
+      for request in (asked[i - from + 1] or ''):gmatch('%S+') do
+        local raw = redis.call('HGET', KEYS[4], 'r' .. request)
+        if raw then
+          local w = waiter(raw)
+          w.request, w.owner = request, owner
+          w.by = held[w.name] or look(w.name, redis.call('HGET', KEYS[2], w.name))
+          if w.by[1] then mine[#mine + 1] = w end
+        end
       end
+      waits[owner] = mine
     end
-    waits[owner] = mine
+    from = upto + 1
   end
   return first, waits, order
 end

@@ -12,7 +12,7 @@ local _, _, sid, _, _, its = parse(rec)
 if sid ~= ARGV[4] or its == 'offered' then return {0} end
 local now = judge(KEYS[5])
 if left(rec, now) <= 0 then return {0} end
-local head, ends, tail = rec:match('^(.%d+%z.-%z.-%z)%d+(@?)%d*(%z.*)$')
+local head, ends, tail = rec:match('^(.%d+%z[^%z]*%z[^%z]*%z)%d+(@?)%d*(%z.*)$')
 if ends == '@' then ends = fixed_end(ARGV[4], now, ARGV[3]) end
 redis.call('HSET', KEYS[2], field, head .. ARGV[3] .. ends .. tail)
 if waited_for(at) then look_after(ARGV[1], now + ARGV[3]) end

@@ -87,21 +87,25 @@ end
 -- is no such lease.
 local function unattended(name, h)
   local first
-  for _, rec in ipairs((holders(name, h))) do
+  local records = holders(name, h)
+  local sessions = sessions_of(records)
+  for _, rec in ipairs(records) do
     local _, _, by, _, _, its = parse(rec)
-    if its == 'offered' or is_dead(by, now) then first = math.min(first or math.huge, left(rec, now)) end
+    if its == 'offered' or is_dead(sessions[by], now) then
+      first = math.min(first or math.huge, left(rec, now, sessions))
+    end
   end
   return first
 end
 
 -- True where somebody could join those who hold it, but for those ahead of him who are silent; or too many of these.
 local function held_up(name, h)
-  if not joins(h, h:match('^.(.-)%z')) then return false end
+  if not joins(h, h:match('^.([^%z]*)%z')) then return false end
   local from, size = 0, 1
   while from < PASSED do
     local some = redis.call('ZRANGEBYLEX', KEYS[3], '[' .. name .. '\0', '(' .. name .. '\1', 'LIMIT', from, size)
     for _, member in ipairs(some) do
-      local raw = redis.call('HGET', KEYS[4], 'r' .. member:match('([^%z]*)$'))
+      local raw = redis.call('HGET', KEYS[4], 'r' .. request_in(member))
       if not raw then return true end
       local w = waiter(raw)
       if joins(h, w.mode) then return true end

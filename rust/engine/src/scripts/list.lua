@@ -18,7 +18,7 @@ for i = 1, #page, 2 do
     local rest = left(h, now)
     if rest > 0 then
       local mode = 'x'
-      if #name < #page[i] then mode = (redis.call('HGET', KEYS[2], name) or ''):match('^.(.-)%z') or 's' end
+      if #name < #page[i] then mode = (redis.call('HGET', KEYS[2], name) or ''):match('^.([^%z]*)%z') or 's' end
       local n = redis.call('ZLEXCOUNT', KEYS[3], '[' .. name .. '\0', '(' .. name .. '\1')
       for _, v in ipairs({name, mode, owner, sid, redis.call('HGET', KEYS[1], '@' .. sid) or '{}', fence, since,
         text(rest), text(n), where}) do

@@ -12,11 +12,15 @@ end
 -- Waited for, and whoever is next wants nothing unusual: what `serve` does, without the functions that it needs.
 if flag == 43 or flag == 85 then
   local q = redis.call('ZRANGEBYLEX', KEYS[3], '[' .. ARGV[1] .. '\0', '(' .. ARGV[1] .. '\1', 'LIMIT', 0, 2)
-  local request = q[1] and q[1]:match('([^%z]*)$')
+  local request = q[1] and q[1]:sub((select(3, struct.unpack('ss', q[1]))))
   local w = request and redis.call('HGET', KEYS[4], 'r' .. request)
-  local owner, sid, timeout, since, where
-  if w then owner, sid, timeout, since, where = w:match('^.-%z.-%z([^%z\1]+)%z(.-)%z(%d+)%z(.-)%zx%z%d*%a?%z(.*)$') end
-  if owner and owner:byte(1) ~= 61 and tonumber(timeout) >= 3000 then
+  local owner, sid, timeout, since, mode, where, _
+  if w then
+    _, _, owner, sid, timeout, since, mode, _, where = struct.unpack('ssssssss', w)
+    where = w:sub(where)
+  end
+  -- One owner, whose time is not fixed ("@"), and who wants it alone.
+  if mode == 'x' and owner:byte(1) ~= 61 and not owner:find('\1', 1, true) and (tonumber(timeout) or 0) >= 3000 then
     local s = redis.call('HGET', KEYS[1], sid)
     local stamp, seen = (s or ''):match('^%d+ (%d+) (%d+)')
     -- The clock as the last heartbeat stored it: as the holder is alive, that is not long ago. It makes who has been

@@ -4,7 +4,7 @@ local reply, raws = {'0'}, {}
 if ARGV[1] == '=' then
   local q = redis.call('ZRANGEBYLEX', KEYS[3], '[' .. ARGV[3] .. '\0', '(' .. ARGV[3] .. '\1', 'LIMIT', 0, ARGV[2])
   for _, member in ipairs(q) do
-    local request = member:match('([^%z]*)$')
+    local request = request_in(member)
     local raw = redis.call('HGET', KEYS[4], 'r' .. request)
     if raw then raws[#raws + 1] = {request, raw} end
   end

@@ -32,6 +32,19 @@ impl std::fmt::Debug for Server {
     }
 }
 
+/// Of the library that Redis gives to scripts: texts that end with a zero byte ("s"), and of one length ("c1").
+const STRUCT: &str = "struct = {unpack = function(format, text)
+  local found, at = {}, 1
+  for kind, length in format:gmatch('(%a)(%d*)') do
+    local ends = kind == 's' and text:find('\\0', at, true) or at + (tonumber(length) or #text)
+    if not ends or ends > #text then error('unfinished string in data', 2) end
+    found[#found + 1] = text:sub(at, ends - 1)
+    at = kind == 's' and ends + 1 or ends
+  end
+  found[#found + 1] = at
+  return unpack(found)
+end}";
+
 /// As Redis does: no script may make a global variable or read one that is not there.
 const NO_GLOBALS: &str = "setmetatable(_G, {
   __newindex = function(_, name) error('script attempted to create global variable ' .. tostring(name), 2) end,
@@ -63,6 +76,7 @@ impl Server {
         globals.set("redis", redis)?;
         globals.set("KEYS", lua.create_table()?)?;
         globals.set("ARGV", lua.create_table()?)?;
+        lua.load(STRUCT).exec()?;
         lua.load(NO_GLOBALS).exec()?;
         Ok(Self {
             data,
