@@ -165,11 +165,11 @@ local function is_dead(s, now)
   return not seen or seen + longest <= now
 end
 
--- The sessions of these RECORDs.
-local function sessions_of(records)
+-- The sessions of all of these, by their ids; `sid_of` says whose each is.
+local function sessions_of(all, sid_of)
   local sids, found = {}, {}
-  for _, rec in ipairs(records) do
-    local sid = sid_in(rec)
+  for _, one in ipairs(all) do
+    local sid = sid_of(one)
     if found[sid] == nil then
       found[sid] = false
       sids[#sids + 1] = sid
@@ -273,7 +273,7 @@ end
 -- the first of the others ends, unless it is renewed.
 local function prune(name, h, now)
   local records, fields = holders(name, h)
-  local sessions = sessions_of(records)
+  local sessions = sessions_of(records, sid_in)
   local taken, rest = false, math.huge
   for i, rec in ipairs(records) do
     local its = left(rec, now, sessions)

@@ -88,7 +88,7 @@ end
 local function unattended(name, h)
   local first
   local records = holders(name, h)
-  local sessions = sessions_of(records)
+  local sessions = sessions_of(records, sid_in)
   for _, rec in ipairs(records) do
     local _, _, by, _, _, its = parse(rec)
     if its == 'offered' or is_dead(sessions[by], now) then

@@ -8,17 +8,32 @@
 --   7 monitors   zset  who checks the health of others -> logical time until which it is believed to live
 -- A registration is alive while its session's last sign of life + ttl is still to come.
 
-local function entry_of(member)
-  local v = redis.call('HGET', KEYS[3], member)
+local function entry_in(v)
   if not v then return nil end
-  local sid, epoch, ttl, status, json = v:match('^(%S+) (%d+) (%d+) (%a+)%z(.*)$')
-  return {sid = sid, epoch = tonumber(epoch), ttl = tonumber(ttl), status = status, json = json, raw = v}
+  local head, at = struct.unpack('s', v)
+  local sid, epoch, ttl, status = head:match('^(%S+) (%d+) (%d+) (%a+)$')
+  return {sid = sid, epoch = tonumber(epoch), ttl = tonumber(ttl), status = status, json = v:sub(at), raw = v}
 end
 
--- Until when the entry lives, as far as is known now; 0 where its session has gone.
-local function ends_at(entry)
-  local seen = seen_of(entry.sid)
+local function entry_of(member) return entry_in(redis.call('HGET', KEYS[3], member)) end
+
+-- Until when the entry lives, as far as is known now; 0 where its session, which is `s`, has gone.
+local function ends_in(entry, s)
+  local seen = seen_in(s)
   return seen and seen + entry.ttl or 0
+end
+
+local function ends_at(entry) return ends_in(entry, session(entry.sid)) end
+
+-- Adds those of these members that are alive to a list, each as it is stored.
+local function add_live(list, members, now)
+  local entries = {}
+  for _, v in ipairs(values(KEYS[3], members)) do entries[#entries + 1] = entry_in(v) end
+  local sessions = sessions_of(entries, function(entry) return entry.sid end)
+  for _, entry in ipairs(entries) do
+    if ends_in(entry, sessions[entry.sid]) > now then list[#list + 1] = entry.raw end
+  end
+  return list
 end
 
 local function write(member, entry)
@@ -32,8 +47,8 @@ local function erase(member)
   redis.call('ZREM', KEYS[6], member)
 end
 
-local function members(service)
-  return redis.call('ZRANGEBYLEX', KEYS[5], '[' .. service .. '\0', '(' .. service .. '\1')
+local function members(service, most)
+  return redis.call('ZRANGEBYLEX', KEYS[5], '[' .. service .. '\0', '(' .. service .. '\1', 'LIMIT', 0, most)
 end
 
 -- One more change of the service, told to everyone. A service without instances keeps no counter: the next one
@@ -42,7 +57,7 @@ local function changed(service)
   local t = redis.call('TIME')
   local wall = t[1] * 1000000 + t[2]
   local revision = text(math.max((tonumber(redis.call('HGET', KEYS[4], service)) or 0) + 1, wall))
-  if members(service)[1] then
+  if members(service, 1)[1] then
     redis.call('HSET', KEYS[4], service, revision)
   else
     redis.call('HDEL', KEYS[4], service)

@@ -2,8 +2,4 @@
 -- The epoch is empty where the server lost its data and no session has opened since.
 local now = judge(KEYS[2])
 local reply = {redis.call('HGET', KEYS[2], 'e') or '', redis.call('HGET', KEYS[4], ARGV[1]) or '0'}
-for _, member in ipairs(members(ARGV[1])) do
-  local entry = entry_of(member)
-  if entry and ends_at(entry) > now then reply[#reply + 1] = entry.raw end
-end
-return reply
+return add_live(reply, members(ARGV[1], -1), now)

@@ -4,8 +4,4 @@ local now = judge(KEYS[2])
 local from = ARGV[1] == '' and '-' or '(' .. ARGV[1]
 local page = redis.call('ZRANGEBYLEX', KEYS[5], from, '+', 'LIMIT', 0, ARGV[2])
 local reply = {#page == tonumber(ARGV[2]) and page[#page] or ''}
-for _, member in ipairs(page) do
-  local entry = entry_of(member)
-  if entry and ends_at(entry) > now then reply[#reply + 1] = entry.raw end
-end
-return reply
+return add_live(reply, page, now)
