@@ -23,6 +23,7 @@ import pytest
 
 from dotmac.platform.audit_trail import AuditAggregator
 from dotmac.platform.audit_trail.integrity import events
+from dotmac.platform.audit_trail.integrity.checkpoints import Signer
 from dotmac.platform.audit_trail.integrity.log import seal
 from dotmac.platform.errors import (
     InvalidArgument,
@@ -100,6 +101,35 @@ async def test_more_events_than_one_stretch_and_large_segments(connection):
     await seal(connection, 0, durably=False)
     report = await checked(connection)
     assert (report.events, kinds(report)) == (700, {"no_checkpoint"})
+
+
+async def test_checkpoints_are_held_against_the_logs_in_several_turns(connection, monkeypatch):
+    signer = Signer(KEY, "example.com/audit")
+    for _ in range(4):
+        await sealed(connection, 24, signer=signer)
+
+    async def seen(claims):
+        monkeypatch.setattr("dotmac.platform.audit_trail.integrity.logs._CLAIMS", claims)
+        report = await checked(connection)
+        found = sorted((one.kind, one.tenant_id, one.place, one.text, one.found) for one in report.findings)
+        return report.log_entries, report.checkpoints, found
+
+    whole = await seen(2_000)
+    assert (whole[1], whole[2]) == (12, [])
+    for claims in (1, 2, 5, 12):
+        assert await seen(claims) == whole
+    await connection.execute("SET session_replication_role = replica")
+    for change in (
+        "DELETE FROM audit_log WHERE tenant_id = 'a' AND position = 7",
+        "DELETE FROM audit_log WHERE tenant_id = 'b' AND position > 9",
+        "DELETE FROM audit_log WHERE tenant_id = ''",
+        "UPDATE audit_checkpoints SET size = size + 3 WHERE tenant_id = 'b' AND size < 9",
+    ):
+        await connection.execute(change)
+        wrong = await seen(2_000)
+        assert wrong[2]
+        for claims in (1, 2, 5, 12):
+            assert await seen(claims) == wrong
 
 
 @pytest.fixture

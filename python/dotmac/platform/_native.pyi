@@ -12,6 +12,7 @@ __all__ = [
     "AUDIT_CHECK_COLUMNS",
     "AUDIT_COLUMNS",
     "AUDIT_EXPECTED_COLUMNS",
+    "AUDIT_LOG_COLUMNS",
     "STRATEGIES",
     "Answer",
     "Asking",
@@ -26,6 +27,7 @@ __all__ = [
     "Engine",
     "Lease",
     "LockCall",
+    "LogCheck",
     "MerkleTree",
     "Picker",
     "RateDetector",
@@ -375,6 +377,18 @@ class ChainCheck:
         int,
         int,
     ]: ...
+
+AUDIT_LOG_COLUMNS: list[str]
+
+@final
+class LogCheck:
+    def __new__(cls, most: int) -> LogCheck: ...
+    def expect(self, tenant: str, size: int, root: bytes, source: str, /) -> None: ...
+    def feed(self, piece: bytes) -> int: ...
+    def end_copy(self) -> None: ...
+    def finish(
+        self,
+    ) -> tuple[list[tuple[str, str, bytes | None, int, str, str, str]], dict[str, int]]: ...
 
 @final
 class MerkleTree:

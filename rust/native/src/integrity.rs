@@ -1,9 +1,11 @@
 //! Translation of the core's audit proofs and checks.
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use dotmac_core::audit::chains::{self, Broken, Chains, What};
 use dotmac_core::audit::check::{Checker, EXPECTED_COLUMNS, Finding};
 use dotmac_core::audit::copy::{Events, MORE, Pieces};
+use dotmac_core::audit::log::{self, Claim, Logs};
 use dotmac_core::audit::merkle::Tree;
 use dotmac_core::audit::{Hash, proofs, row};
 use dotmac_core::error::CoreError;
@@ -225,6 +227,82 @@ fn link(one: Broken) -> Link {
     (one.segment, one.writer, one.tenant_id, one.seq, gap, links)
 }
 
+type LogFinding = (
+    &'static str,
+    String,
+    Option<[u8; 16]>,
+    i64,
+    String,
+    String,
+    String,
+);
+
+/// Checks the tenants' logs; see the core crate.
+#[pyclass(module = "dotmac.platform._native", frozen)]
+pub struct LogCheck(Mutex<Logs>);
+
+#[pymethods]
+impl LogCheck {
+    /// `most`: findings of each kind that are kept; others are counted.
+    #[new]
+    fn new(most: usize) -> Self {
+        Self(Mutex::new(Logs::new(most)))
+    }
+
+    /// A checkpoint's root, and who says so; by tenant and size, before the entry at that size.
+    #[pyo3(signature = (tenant, size, root, source, /))]
+    fn expect(&self, tenant: String, size: u64, root: Hash, source: String) {
+        let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        logs.expect(Claim {
+            tenant,
+            size,
+            root,
+            source,
+        });
+    }
+
+    /// Takes the next piece of `COPY (SELECT AUDIT_LOG_COLUMNS … ORDER BY l.tenant_id, l.position) TO STDOUT
+    /// (FORMAT binary)`; returns how many entries have come so far.
+    #[allow(clippy::needless_pass_by_value)] // as above
+    fn feed(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<usize> {
+        py.detach(|| {
+            let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            logs.feed(&piece)
+        })
+        .map_err(|error| refused(&error))
+    }
+
+    /// A copy has come to its end; another may go on from there.
+    fn end_copy(&self) -> PyResult<()> {
+        let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        logs.end_copy().map_err(|error| refused(&error))
+    }
+
+    /// Findings (kind, tenant, segment, place, expected, found, source), and how many there are of each kind.
+    /// The check is empty then.
+    fn finish(&self) -> (Vec<LogFinding>, HashMap<&'static str, usize>) {
+        let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (found, counts) = std::mem::take(&mut *logs).finish();
+        let counts = counts
+            .into_iter()
+            .map(|(kind, count)| (kind.name(), count))
+            .collect();
+        (found.into_iter().map(log_finding).collect(), counts)
+    }
+}
+
+fn log_finding(one: log::Finding) -> LogFinding {
+    (
+        one.kind.name(),
+        one.tenant,
+        one.segment,
+        one.place,
+        one.expected,
+        one.found,
+        one.source,
+    )
+}
+
 fn told(one: Finding) -> Told {
     (
         one.kind.name(),
@@ -264,8 +342,10 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     )?;
     module.add("AUDIT_EXPECTED_COLUMNS", EXPECTED_COLUMNS)?;
     module.add("AUDIT_CHAIN_COLUMNS", chains::COLUMNS)?;
+    module.add("AUDIT_LOG_COLUMNS", log::COLUMNS)?;
     module.add_class::<MerkleTree>()?;
     module.add_class::<ChainCheck>()?;
+    module.add_class::<LogCheck>()?;
     module.add_class::<SegmentCheck>()?;
     module.add_function(wrap_pyfunction!(merkle_inclusion, module)?)?;
     module.add_function(wrap_pyfunction!(merkle_root_of_inclusion, module)?)?;

@@ -8,6 +8,7 @@ pub mod copy;
 pub mod event;
 pub mod ids;
 pub mod leaf;
+pub mod log;
 pub mod merkle;
 pub mod proofs;
 pub mod row;

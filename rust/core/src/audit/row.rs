@@ -265,8 +265,12 @@ impl<'a> Reader<'a> {
 
     /// Microseconds since 1970 of a time.
     pub(super) fn moment(&mut self, column: &str) -> Result<i64, CoreError> {
-        let since_2000 = i64::from_be_bytes(self.needed(column)?);
-        Ok(since_2000.saturating_add(EPOCH)) // only -infinity and infinity reach the ends
+        match self.fixed(column)? {
+            // Only infinity comes to an end of what there is; null of a suspect is the other end.
+            Some(since_2000) => Ok(i64::from_be_bytes(since_2000).saturating_add(EPOCH)),
+            None if self.lenient => Ok(i64::MIN),
+            None => Err(malformed(format!("{column} is null"))),
+        }
     }
 
     pub(super) fn text(&mut self, column: &str) -> Result<Option<&'a str>, CoreError> {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from dotmac.platform import _native
-from dotmac.platform.audit_trail.ids import POSTGRES_EPOCH
 from dotmac.platform.audit_trail.integrity.anchors import bounded_notes
-from dotmac.platform.audit_trail.integrity.log import LEAF_COLUMNS, leaf_hash
+from dotmac.platform.audit_trail.integrity.copying import copy_rows
 from dotmac.platform.audit_trail.integrity.notes import Checkpoint, log_name, open_note, tenant_of
 from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, in_reach, shown_time
 from dotmac.platform.audit_trail.partitions import name_tenant
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["check_anchors", "check_lateness", "check_logs", "check_unsealed"]
 
 _PREFETCH = 2_000
-_HASH_BYTES = 32
+# So many checkpoints are held at a time.
+_CLAIMS = 2_000
+_LAST_PLACE = (1 << 63) - 1
 _BATCH = 500
-# A writing transaction that began before another may commit after it; clocks of servers that took over from
-# one another differ a little. What goes back further than this was set back.
+# As in the check of the logs' clocks.
 _SLACK = timedelta(seconds=60)
 # Null in a column that has none was put there: of what it says, the worst is taken.
 _LONG_AGO = "({0} < $1 OR {0} > clock_timestamp() OR {0} IS NULL)"
-_SLACK_MICROS = _SLACK // timedelta(microseconds=1)
 _KINDS = {
     "malformed": FindingKind.CHECKPOINT_INVALID,
     "signature": FindingKind.CHECKPOINT_INVALID,
@@ -146,58 +146,148 @@ def _keys(scope: Scope, notes: list[str]) -> tuple[list[str], list[str], list[in
 
 
 async def check_logs(connection: Connection, scope: Scope, anchored: dict[str, list[Any]]) -> None:
-    """Walk every log in scope from its beginning, and every checkpoint beside it."""
+    """Walk every log in scope from its beginning, and hold every checkpoint against it."""
     condition, values = ("l.tenant_id = $1", [scope.tenant]) if scope.tenant is not None else ("true", [])
     total = await connection.fetchval(f"SELECT count(*) FROM audit_log l WHERE {condition}", *values)  # noqa: S608 (ours)
     scope.tell("log", 0, total)
+    await _name_placeless(connection, scope, condition, values)
+    check = _native.LogCheck(scope.report.max_findings)
     claims = _claims(connection, scope, condition, values, anchored)
-    waiting = await anext(claims, None)
-    walk: _Walk | None = None
-    cursor = await connection.cursor(
-        "SELECT s.*, l.tenant_id AS log, l.position, l.segment, l.leaf, l.recorded_tx AS logged_tx, "  # noqa: S608 (as above)
-        "timestamptz_send(coalesce(l.sealed_at, '-infinity')) AS sealed FROM audit_log l "
-        f"LEFT JOIN (SELECT id, {LEAF_COLUMNS}, recorded_tx FROM audit_segments) s ON s.id = l.segment "
-        f"WHERE {condition} ORDER BY l.tenant_id, l.position",
-        *values,
-    )
-    # By blocks: a wait for each entry costs more than its hash.
-    while block := await cursor.fetch(_PREFETCH):
-        for entry in block:
-            if walk is None or walk.tenant != entry["log"]:
-                if walk is not None:
-                    waiting = await _finish(walk, claims, waiting)
-                # Logs of which only the checkpoints are left stand between the others.
-                while waiting is not None and _before(waiting.tenant, entry["log"]):
-                    waiting = await _finish(_Walk(scope, waiting.tenant), claims, waiting)
-                walk = _Walk(scope, entry["log"])
-            while waiting is not None and waiting.tenant == walk.tenant and waiting.size <= walk.size:
-                walk.compare(waiting)
-                waiting = await anext(claims, None)
-            walk.take(entry)
-        scope.report.log_entries += len(block)
-        scope.tell("log", scope.report.log_entries, total)
-    if walk is not None:
-        waiting = await _finish(walk, claims, waiting)
-    while waiting is not None:
-        waiting = await _finish(_Walk(scope, waiting.tenant), claims, waiting)
+    after: tuple[str, int] | None = None
+    more = True
+    # In turns, as one connection has to do: some checkpoints, then the entries up to the last of them.
+    while more:
+        block = [claim async for claim in _some(claims)]
+        for claim in block:
+            check.expect(claim.tenant, claim.size, claim.root, claim.source)
+        more = len(block) == _CLAIMS
+        upto = _place(block[-1], after) if more else None
+        query, given = _entries(condition, values, after, upto)
+        scope.report.log_entries = await copy_rows(
+            connection, query, check.feed, *given, told=lambda done: scope.tell("log", done, total)
+        )
+        check.end_copy()
+        after = upto
+    found, counts = check.finish()
+    for one in found:
+        scope.report.add(_log_finding(*one))
+    for kind, count in counts.items():
+        scope.report.counts[_LOG_KINDS[kind][0]] += max(0, count - scope.report.max_findings)
     scope.tell("log", scope.report.log_entries, total)
 
 
-def _time(sent: bytes) -> int:
-    """Microseconds since 1970 of what `timestamptz_send` gives."""
-    return int.from_bytes(sent, signed=True) + POSTGRES_EPOCH
+def _place(claim: _Claim, after: tuple[str, int] | None) -> tuple[str, int]:
+    """Up to where the entries are to be read for a claim; never back, whatever somebody made of its size."""
+    place = (claim.tenant, min(claim.size, _LAST_PLACE))
+    return place if after is None else max(place, after)
 
 
-def _before(one: str, other: str) -> bool:
-    return one.encode() < other.encode()
+def _entries(
+    condition: str, values: list[Any], after: tuple[str, int] | None, upto: tuple[str, int] | None
+) -> tuple[str, list[Any]]:
+    """The query for the entries from one place on, up to another, and its values."""
+    parts, values = [condition, "l.tenant_id IS NOT NULL", "l.position IS NOT NULL"], list(values)
+    for place, compares in ((after, ">="), (upto, "<")):
+        if place is not None:
+            values.extend(place)
+            parts.append(f"(l.tenant_id, l.position) {compares} (${len(values) - 1}, ${len(values)})")
+    query = (
+        f"SELECT {', '.join(_native.AUDIT_LOG_COLUMNS)} FROM audit_log l "  # noqa: S608 (ours)
+        f"LEFT JOIN audit_segments s ON s.id = l.segment WHERE {' AND '.join(parts)} "
+        "ORDER BY l.tenant_id, l.position"
+    )
+    return query, values
 
 
-async def _finish(walk: _Walk, claims: AsyncIterator[_Claim], waiting: _Claim | None) -> _Claim | None:
-    """Compare what is left of the walk's tenant; returns the first claim of another."""
-    while waiting is not None and waiting.tenant == walk.tenant:
-        walk.compare(waiting)
-        waiting = await anext(claims, None)
-    return waiting
+async def _name_placeless(connection: Connection, scope: Scope, condition: str, values: list[Any]) -> None:
+    """Entries that nobody can order; only who drops constraints can make such."""
+    rows = await connection.fetch(
+        "SELECT tenant_id, position, segment FROM audit_log l "  # noqa: S608 (ours)
+        f"WHERE (tenant_id IS NULL OR position IS NULL) AND {condition}",
+        *values,
+    )
+    for row in rows:
+        scope.report.add(
+            Finding(
+                kind=FindingKind.LOG_GAP,
+                text=f"the entry of segment {row['segment']} has no place in a log",
+                tenant_id=row["tenant_id"],
+                segment=row["segment"],
+                place=row["position"],
+                expected="a tenant and a place",
+                found="none",
+            )
+        )
+
+
+async def _some(claims: AsyncIterator[_Claim]) -> AsyncIterator[_Claim]:
+    for _ in range(_CLAIMS):
+        claim = await anext(claims, None)
+        if claim is None:
+            return
+        yield claim
+
+
+# What the check calls it, what it is, and a sentence for it.
+_LOG_KINDS = {
+    "gap": (FindingKind.LOG_GAP, "the log jumps from entry {before} to {found}"),
+    "gone": (FindingKind.SEGMENT_MISSING, "segment {segment}, entry {place} of the log, is gone"),
+    "changed": (
+        FindingKind.SEGMENT_CHANGED,
+        "segment {segment}, entry {place} of the log, is not what was sealed",
+    ),
+    "tenant": (FindingKind.TENANT_SWAPPED, "segment {segment} stands in the log of another tenant"),
+    "transactions": (
+        FindingKind.SEGMENT_CHANGED,
+        "segment {segment} and entry {place} of the log say different transactions",
+    ),
+    "recorded": (
+        FindingKind.CLOCK_REWOUND,
+        "segment {segment}, entry {place} of the log, says that it was recorded before what came earlier",
+    ),
+    "sealed": (
+        FindingKind.CLOCK_REWOUND,
+        "segment {segment}, entry {place} of the log, says that it was sealed before what came earlier",
+    ),
+    "truncated": (
+        FindingKind.LOG_TRUNCATED,
+        "the log has {found} entries; a checkpoint (from {source}) covers {expected}: it was rolled back",
+    ),
+    "mismatch": (
+        FindingKind.CHECKPOINT_MISMATCH,
+        "the first {place} entries of the log are not those of the checkpoint (from {source})",
+    ),
+}
+
+
+def _log_finding(
+    kind: str, tenant: str, segment: bytes | None, place: int, expected: str, found: str, source: str
+) -> Finding:
+    named, text = _LOG_KINDS[kind]
+    id_ = None if segment is None else UUID(bytes=segment)
+    told = text.format(
+        segment=id_,
+        place=place,
+        before=place - 1,
+        expected=expected,
+        found=found,
+        source=source,
+    )
+    if named is FindingKind.CLOCK_REWOUND:
+        expected, found = f"not before {shown_time(int(expected))}", shown_time(int(found))
+    elif named is FindingKind.LOG_TRUNCATED:
+        expected, found = f"{expected} entries", f"{found} entries"
+    elif named is FindingKind.LOG_GAP:
+        expected, found = f"entry {expected}", f"entry {found}"
+    return Finding(
+        kind=named,
+        text=told,
+        tenant_id=tenant,
+        segment=id_,
+        place=place,
+        expected=expected,
+        found=found,
+    )
 
 
 async def _claims(
@@ -248,7 +338,8 @@ def _checked(scope: Scope, row: asyncpg.Record) -> _Claim | None:
             (row["note"] or "").rpartition("\n\n")[2],
         )
         return None
-    says = (log_name(scope.trail or "", tenant), size, row["root"], row["key"])
+    name = None if tenant is None else log_name(scope.trail or "", tenant)
+    says = (name, size, row["root"], row["key"])
     found = (checkpoint.origin, checkpoint.size, checkpoint.root, key)
     if says != found:
         bad(
@@ -264,142 +355,6 @@ def _checked(scope: Scope, row: asyncpg.Record) -> _Claim | None:
 
 def _shown(values: tuple[Any, ...]) -> str:
     return " ".join(value.hex() if isinstance(value, bytes) else str(value) for value in values)
-
-
-@dataclass(slots=True)
-class _Walk:
-    """One log, entry by entry."""
-
-    scope: Scope
-    tenant: str
-    size: int = 0
-    tree: _native.MerkleTree = field(default_factory=_native.MerkleTree)
-    # Roots are told to differ once: all later ones differ, too.
-    differs: bool = False
-    latest: int | None = None
-    sealed: int | None = None
-
-    def take(self, entry: asyncpg.Record) -> None:
-        """The next entry."""
-        place, segment, leaf = entry["position"], entry["segment"], entry["leaf"] or b""
-        if place is None:
-            self.bad(
-                FindingKind.LOG_GAP,
-                f"the entry of segment {segment} has no place in the log",
-                segment=segment,
-                expected="a place",
-                found="none",
-            )
-            return
-        if place != self.size:
-            self.bad(
-                FindingKind.LOG_GAP,
-                f"the log jumps from entry {self.size - 1} to {place}",
-                segment=segment,
-                place=self.size,
-                expected=f"entry {self.size}",
-                found=f"entry {place}",
-            )
-            self.size = place
-        self.size += 1
-        # One that is none must not shift those behind it.
-        self.tree.extend(leaf if len(leaf) == _HASH_BYTES else bytes(_HASH_BYTES))
-        if entry["id"] is None:
-            self.bad(
-                FindingKind.SEGMENT_MISSING,
-                f"segment {segment}, entry {place} of the log, is gone",
-                segment=segment,
-                place=place,
-                expected=leaf.hex(),
-                found="none",
-            )
-            return
-        # A column that is null was made so, by somebody who may drop constraints.
-        parts = (entry["packed"], entry["tenant_id"], entry["root"], entry["link"])
-        found = b"" if None in parts else leaf_hash(entry)
-        if found != leaf:
-            self.bad(
-                FindingKind.SEGMENT_CHANGED,
-                f"segment {segment}, entry {place} of the log, is not what was sealed",
-                segment=segment,
-                place=place,
-                expected=leaf.hex(),
-                found=found.hex(),
-            )
-        if entry["tenant_id"] != self.tenant:
-            self.bad(
-                FindingKind.TENANT_SWAPPED,
-                f"segment {segment} stands in the log of another tenant",
-                segment=segment,
-                place=place,
-                expected=entry["tenant_id"] or "",
-                found=self.tenant,
-            )
-        if entry["logged_tx"] != entry["recorded_tx"]:
-            self.bad(
-                FindingKind.SEGMENT_CHANGED,
-                f"segment {segment} and entry {place} of the log say different transactions",
-                segment=segment,
-                place=place,
-                expected=str(entry["recorded_tx"]),
-                found=str(entry["logged_tx"]),
-            )
-        if entry["packed"] is not None:
-            self.look_at_clock(entry)
-
-    def look_at_clock(self, entry: asyncpg.Record) -> None:
-        """Entries are in the order of storing: their times go on."""
-        recorded, sealed = _time(entry["packed"][-8:]), _time(entry["sealed"])
-        if self.latest is not None and recorded < self.latest - _SLACK_MICROS:
-            self.rewound(entry, "recorded", self.latest, recorded)
-        if self.sealed is not None and sealed < self.sealed - _SLACK_MICROS:
-            self.rewound(entry, "sealed", self.sealed, sealed)
-        elif sealed < recorded - _SLACK_MICROS:
-            self.rewound(entry, "sealed", recorded, sealed)
-        self.latest = max(recorded, self.latest or recorded)
-        self.sealed = max(sealed, self.sealed or sealed)
-
-    def rewound(self, entry: asyncpg.Record, what: str, latest: int, found: int) -> None:
-        """A time went back."""
-        self.bad(
-            FindingKind.CLOCK_REWOUND,
-            f"segment {entry['segment']}, entry {entry['position']} of the log, says that it was {what} "
-            "before what came earlier",
-            segment=entry["segment"],
-            place=entry["position"],
-            expected=f"not before {shown_time(latest)}",
-            found=shown_time(found),
-        )
-
-    def compare(self, claim: _Claim) -> None:
-        """Hold a checkpoint against the log, which has come to its size or to its own end."""
-        if claim.size > self.size:
-            self.bad(
-                FindingKind.LOG_TRUNCATED,
-                f"the log has {self.size} entries; a checkpoint (from {claim.source}) covers {claim.size}: "
-                "it was rolled back",
-                place=self.size,
-                expected=f"{claim.size} entries",
-                found=f"{self.size} entries",
-            )
-            return
-        root = self.tree.root()
-        if root == claim.root and claim.size == len(self.tree):
-            return
-        if not self.differs:
-            self.differs = True
-            self.bad(
-                FindingKind.CHECKPOINT_MISMATCH,
-                f"the first {claim.size} entries of the log are not those of the checkpoint "
-                f"(from {claim.source})",
-                place=claim.size,
-                expected=claim.root.hex(),
-                found=root.hex(),
-            )
-
-    def bad(self, kind: FindingKind, text: str, **more: Any) -> None:
-        """Report it."""
-        self.scope.report.add(Finding(kind=kind, text=text, tenant_id=self.tenant, **more))
 
 
 async def check_lateness(connection: Connection, scope: Scope) -> None:
