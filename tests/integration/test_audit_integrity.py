@@ -303,6 +303,11 @@ async def test_what_has_no_proof(trail_url, connection):
         "audit_log SET leaf = NULL",
         "audit_log SET leaf = '\\x01'",
         "audit_log SET position = 5",
+        "audit_log SET position = -1",
+        "audit_log SET position = NULL",
+        "audit_events SET leaf = -1",
+        "audit_segments SET leaves = '\\x01'",
+        "audit_checkpoints SET size = NULL",
         "audit_checkpoints SET note = ''",
         "audit_checkpoints SET note = NULL",
     ],
@@ -318,12 +323,29 @@ async def test_what_was_changed_has_no_proof(trail_url, connection, change):
         for table, column in (
             ("audit_segments", "writer"),
             ("audit_log", "leaf"),
+            ("audit_log", "position"),
             ("audit_checkpoints", "note"),
+            ("audit_checkpoints", "size"),
         ):
             await free(connection, table, column)
         await connection.execute("SET session_replication_role = replica")
         await connection.execute(f"UPDATE {change}")
-        with pytest.raises(NotProvable):
+        with pytest.raises(NotProvable) as caught:
+            await audit.prove(stored["id"])
+        assert not caught.value.later
+
+
+async def test_an_id_that_two_events_have_has_no_proof_but_at_its_place(trail_url, connection):
+    stored = event(1)
+    again = {**stored, "occurred_at": stored["occurred_at"] + timedelta(seconds=1)}
+    await (await PlainWriter(connection).begin()).store([stored, again])
+    await seal(connection, 0, durably=False)
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        await audit.checkpoint()
+        assert check_proof(await audit.prove(stored["id"]), [KEY.public_key]).size == 1
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute("UPDATE audit_events SET leaf = 0")
+        with pytest.raises(NotProvable, match="2 events have its place"):
             await audit.prove(stored["id"])
 
 

@@ -15,7 +15,7 @@ import json
 import random
 import re
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -23,8 +23,11 @@ import pytest
 
 from dotmac.platform.audit_trail import AuditAggregator
 from dotmac.platform.audit_trail.integrity import events
+from dotmac.platform.audit_trail.integrity.anchors import FileAnchor
 from dotmac.platform.audit_trail.integrity.checkpoints import Signer
 from dotmac.platform.audit_trail.integrity.log import seal
+from dotmac.platform.audit_trail.integrity.notes import open_note
+from dotmac.platform.audit_trail.integrity.verify import verify
 from dotmac.platform.errors import (
     InvalidArgument,
 )
@@ -372,9 +375,12 @@ _TOLD_ONLY = {
 }
 
 
-async def test_nulls_where_none_can_be_and_times_out_of_reach_are_found(connection):
+async def test_nulls_where_none_can_be_and_times_out_of_reach_are_found(connection, tmp_path):
     """By somebody who may drop any constraint; none of it ends the verification."""
     await sealed(connection)
+    anchor = FileAnchor(tmp_path / "checkpoints")
+    for (note,) in await connection.fetch("SELECT note FROM audit_checkpoints"):
+        await anchor.put(open_note(note, [KEY.public_key])[0], note)
     tables = ("events", "segments", "log", "checkpoints", "writers", "writer_ends", "trail", "legacy")
     columns = await connection.fetch(
         "SELECT relname, attname, atttypid = 'timestamptz'::regtype AS is_time, attnotnull "
@@ -385,22 +391,64 @@ async def test_nulls_where_none_can_be_and_times_out_of_reach_are_found(connecti
     times = ("'infinity'", "'-infinity'", "'20000-01-01Z'", "'4000-01-01Z BC'")
     found = 0
     for table, column, is_time, not_null in columns:
+        middle = f"FROM {table} ORDER BY ctid OFFSET (SELECT count(*) / 2 FROM {table}) LIMIT 1"
         for value in (("NULL",) if not_null else ()) + (times if is_time else ()):
-            change = connection.transaction()
-            await change.start()
-            await free(connection, table, column)
-            middle = f"FROM {table} ORDER BY ctid OFFSET (SELECT count(*) / 2 FROM {table}) LIMIT 1"
-            await connection.execute(
-                f"UPDATE {table} SET {column} = {value} "
-                f"WHERE (tableoid, ctid) = (SELECT tableoid, ctid {middle})"
-            )
-            report = await checked(connection)
-            told_only = (table, column) in _TOLD_ONLY or table in ("audit_trail", "audit_legacy")
-            assert told_only or not report.ok, (table, column, value)
-            assert json.dumps(report.to_dict())
-            found += not report.ok
-            await change.rollback()
-    assert found > 40
+            for rows in ("true", f"(tableoid, ctid) = (SELECT tableoid, ctid {middle})"):
+                change = connection.transaction()
+                await change.start()
+                await free(connection, table, column)
+                await connection.execute(f"UPDATE {table} SET {column} = {value} WHERE {rows}")
+                report = await checked(connection)
+                told_only = (table, column) in _TOLD_ONLY or table in ("audit_trail", "audit_legacy")
+                told_only |= (column, rows) == ("sealed_at", "true")  # among themselves they agree
+                assert told_only or not report.ok, (table, column, value, rows)
+                assert json.dumps(report.to_dict())
+                assert told_only or not (await verify(connection)).ok, "by whatever keys are there"
+                await checked(connection, anchors=[anchor])
+                found += not report.ok
+                await change.rollback()
+    assert found > 80
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("events SET recorded_tx = NULL", "segments SET recorded_tx = NULL", "log SET recorded_tx = NULL"),
+        ("events SET recorded_at = NULL", "segments SET recorded_at = NULL", "log SET leaf = NULL"),
+        ("segments SET first_at = NULL, last_at = NULL", "log SET leaf = NULL"),
+        ("events SET action = NULL", "segments SET leaves = NULL"),
+    ],
+)
+async def test_null_in_several_places_does_not_agree_with_itself(connection, changes):
+    await sealed(connection)
+    for change in changes:
+        table, _, columns = change.partition(" SET ")
+        names = [part.split(" = ")[0] for part in columns.split(", ") if not part.startswith("leaves")]
+        await free(connection, f"audit_{table}", *names)
+        await connection.execute(f"UPDATE audit_{change}")
+    # So that no checkpoint says what the logs were.
+    await connection.execute("ALTER TABLE audit_checkpoints DISABLE TRIGGER USER")
+    await connection.execute("DELETE FROM audit_checkpoints")
+    assert not (await checked(connection)).ok
+
+
+async def test_an_event_without_a_segment_and_a_time(connection):
+    await sealed(connection)
+    await free(connection, "audit_events", "recorded_at")
+    await connection.execute(
+        "INSERT INTO audit_events (occurred_at, id, category, action, level, outcome, recorded_at) "
+        "VALUES (now(), gen_random_uuid(), 'system', 'x', 'info', 'success', NULL)"
+    )
+    assert "event_uncovered" in kinds(await checked(connection))
+
+
+@pytest.mark.parametrize("style", ["Postgres, DMY", "SQL, MDY", "German"])
+async def test_sessions_that_write_times_in_their_own_way(connection, style):
+    await sealed(connection)
+    await connection.execute(f"SET DateStyle = '{style}'; SET TimeZone = 'Asia/Jakarta'")
+    report = await checked(connection, start=datetime.now(UTC) - timedelta(days=1))
+    assert report.findings == []
+    assert report.events == 40
 
 
 def _named(finding):

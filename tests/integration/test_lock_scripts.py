@@ -52,6 +52,13 @@ def test_a_lock_with_many_holders_is_read_in_few_calls(scripts: Scripts) -> None
     assert scripts.acquire("other", "S", 2_500, owner="r2111")[0] == 2
     cycle = scripts.acquire("many", "W", 3, owner="w2", waiting="5000 s 1 ")
     assert (cycle[0], cycle[1::6], cycle[5::6]) == (-1, [b"many", b"other"], [b"r2111", b"w2"])
+    # And one that comes back after several locks.
+    for number in range(2_600, 2_604):
+        assert scripts.acquire(f"lock {number}", "S", number, owner=f"t{number}")[0] == 1
+        if number > 2_600:
+            assert scripts.acquire(f"lock {number}", "S", number + 100, owner=f"t{number - 1}")[0] == 2
+    longer = scripts.acquire("lock 2600", "S", 2_800, owner="t2603", waiting="5000 s 1 ")
+    assert (longer[0], longer[5::6]) == (-1, [b"t2600", b"t2601", b"t2602", b"t2603"])
 
 
 def pass_time(scripts: Scripts, seconds: float, *sids: str, gen: int = 1) -> None:
@@ -74,6 +81,22 @@ def test_what_ends_after_its_session(scripts: Scripts) -> None:
     assert b"fixed" in scripts.holders(), "as long as it was promised"
     pass_time(scripts, 60, "O")
     assert not scripts.holders()
+
+
+def test_a_sweep_leaves_the_living_alone(scripts: Scripts) -> None:
+    for sid in ("S", "T", "dead"):
+        scripts.heartbeat(sid, "n")
+    for number in range(60):
+        assert scripts.acquire(f"own {number}", "S", number)[0] == 1
+        assert scripts.acquire("shared", "S", 100 + number, unusual="s")[0] == 1
+    assert scripts.acquire("of the dead", "dead", 1)[0] == 1
+    looked = set()
+    for _ in range(120):
+        pass_time(scripts, 0.5, "S", "T")
+        looked |= {member for member in scripts.client.zrange(scripts.key("x"), 0, -1) if member[:1] == b"!"}
+    assert b"of the dead" not in scripts.holders()
+    assert len(scripts.holders()) == 120
+    assert not looked, "nobody waits for any of them"
 
 
 @pytest.mark.parametrize("passed", [40, 90])

@@ -83,6 +83,17 @@ def test_a_registration_is_fetched_and_listed(server: redis.Redis, call: Call) -
     assert call("fetch", "ap") == [b"1", b"0"]
 
 
+def test_more_instances_than_are_read_at_once(server: redis.Redis, call: Call) -> None:
+    session(server, "s1")
+    session(server, "s2")
+    for number in range(2_100):
+        assert register(call, f"i{number:04}", f"s{1 + number % 2}")[0] == 1
+    server.hset(f"{TAG}:s", "s2", f"1 0 {now(server) - 50_000} 60000")
+    living = [f"i{number:04}" for number in range(0, 2_100, 2)]
+    assert ids(call("fetch", "api")[2:]) == living
+    assert ids(call("list", "", 1_500)[1:]) == living[:750]
+
+
 def test_it_needs_a_session(call: Call) -> None:
     assert register(call, "a", "nobody") == [0]
     assert call("fetch", "api") == [b"", b"0"]

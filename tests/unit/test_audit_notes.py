@@ -106,6 +106,13 @@ def test_a_changed_byte_is_refused(place: int, change: int) -> None:
     assert text.split("\n\n")[0] == VECTORS["note"].split("\n\n")[0]
 
 
+def test_a_note_that_is_no_utf_8_is_refused() -> None:
+    """JSON can carry such a text."""
+    for place in ("example.com", "— "):
+        with pytest.raises(InvalidCheckpoint, match="UTF-8"):
+            open_note(VECTORS["note"].replace(place, f"{place}\ud800", 1), [KEY.public_key])
+
+
 @given(st.text(max_size=300))
 def test_arbitrary_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidCheckpoint):

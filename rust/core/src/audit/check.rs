@@ -286,6 +286,10 @@ impl Slot {
             let found = format!("transaction {}", row.recorded_tx);
             self.tell(Kind::Changed, place, Some(event), wanted, found);
         }
+        if row.nulls {
+            let (wanted, found) = ("no null".to_owned(), "null".to_owned());
+            self.tell(Kind::Changed, place, Some(event), wanted, found);
+        }
         let hash = row.fields.hash(scratch).unwrap_or_else(|error| {
             // What has no canonical bytes was never stored like this.
             self.tell(
@@ -479,6 +483,7 @@ mod tests {
                 leaf: i32::try_from(number).ok(),
                 recorded_at: 1_764_250_000_000_000,
                 recorded_tx: 5,
+                nulls: false,
                 fields: Fields {
                     occurred_at: 1_764_250_000_000_000 + i64::try_from(number).unwrap(),
                     id: [number as u8 + 1; 16],

@@ -33,6 +33,7 @@ impl Columns for Events {
             leaf: reader.fixed("leaf")?.map(i32::from_be_bytes),
             recorded_at: reader.moment("recorded_at")?,
             recorded_tx: i64::from_be_bytes(reader.needed("recorded_tx")?),
+            nulls: reader.nulls,
         })
     }
 }
@@ -50,6 +51,8 @@ pub struct Row<'a> {
     pub recorded_at: i64,
     /// The transaction that stored it.
     pub recorded_tx: i64,
+    /// Null stands where none can be.
+    pub nulls: bool,
 }
 
 /// Puts the pieces of a copy together again.
@@ -189,6 +192,7 @@ mod tests {
             leaf: Some(7),
             recorded_at: 1_764_250_000_123_999,
             recorded_tx: 77,
+            nulls: false,
             fields: Fields {
                 occurred_at: 1_764_250_000_123_456,
                 id: [9; 16],

@@ -51,7 +51,7 @@ struct Entry<'a> {
 struct Stored<'a> {
     segment: Segment<'a>,
     link: &'a [u8],
-    // Null stands in none of its columns that may be null in a copy.
+    // Null stands nowhere in what was sealed.
     whole: bool,
     recorded_at: i64,
     recorded_tx: Option<i64>,
@@ -68,6 +68,8 @@ impl Columns for Entries {
         let leaf = reader.value("leaf")?.unwrap_or_default();
         let recorded_tx = reader.fixed("recorded_tx")?.map(i64::from_be_bytes);
         let sealed_at = reader.moment("sealed_at")?;
+        // What is null of the entry is told by its own checks, of the segment by this.
+        reader.nulls = false;
         let id: Option<[u8; 16]> = reader.fixed("id")?;
         let writer = reader.needed("writer")?;
         let tenant_id = reader.text("tenant_id")?;
@@ -90,7 +92,7 @@ impl Columns for Entries {
                 last_at,
             },
             link: link.unwrap_or_default(),
-            whole: tenant_id.is_some() && root.is_some() && link.is_some(),
+            whole: tenant_id.is_some() && root.is_some() && link.is_some() && !reader.nulls,
             recorded_at,
             recorded_tx: stored_tx,
         });
@@ -326,7 +328,7 @@ impl Walk {
             let (wanted, found) = (stored.segment.tenant_id.to_owned(), self.tenant.clone());
             self.tell(told, Kind::Tenant, entry, place, wanted, found);
         }
-        if stored.recorded_tx != entry.recorded_tx {
+        if stored.recorded_tx.is_none() || stored.recorded_tx != entry.recorded_tx {
             let (wanted, found) = (number(stored.recorded_tx), number(entry.recorded_tx));
             self.tell(told, Kind::Transactions, entry, place, wanted, found);
         }

@@ -166,7 +166,8 @@ pub struct Reader<'a> {
     pub(super) bytes: &'a [u8],
     /// How many bytes more, at least, would have made an error none; 0 where that was not for their end.
     pub(super) missing: usize,
-    // Is null, where no null can be, to be read as zeros?
+    /// Has null stood where none can be?
+    pub(super) nulls: bool,
     lenient: bool,
 }
 
@@ -175,16 +176,18 @@ impl<'a> Reader<'a> {
         Self {
             bytes,
             missing: 0,
+            nulls: false,
             lenient: false,
         }
     }
 
     /// Of rows that are to be held against what was noted of them: null is one more thing that was not stored,
-    /// and does not end the reading. No stored row has zeros there.
+    /// and does not end the reading.
     pub(super) const fn of_suspects(bytes: &'a [u8]) -> Self {
         Self {
             bytes,
             missing: 0,
+            nulls: false,
             lenient: true,
         }
     }
@@ -214,10 +217,10 @@ impl<'a> Reader<'a> {
         Ok(Fields {
             occurred_at: self.moment("occurred_at")?,
             id: self.needed("id")?,
-            category: self.text("category")?.unwrap_or_default(),
-            action: self.text("action")?.unwrap_or_default(),
-            level: self.text("level")?.unwrap_or_default(),
-            outcome: self.text("outcome")?.unwrap_or_default(),
+            category: self.filled("category")?,
+            action: self.filled("action")?,
+            level: self.filled("level")?,
+            outcome: self.filled("outcome")?,
             user_id: self.text("user_id")?,
             tenant_id: self.text("tenant_id")?,
             resource_type: self.text("resource_type")?,
@@ -266,10 +269,9 @@ impl<'a> Reader<'a> {
     /// Microseconds since 1970 of a time.
     pub(super) fn moment(&mut self, column: &str) -> Result<i64, CoreError> {
         match self.fixed(column)? {
-            // Only infinity comes to an end of what there is; null of a suspect is the other end.
+            // Only infinity comes to an end of what there is.
             Some(since_2000) => Ok(i64::from_be_bytes(since_2000).saturating_add(EPOCH)),
-            None if self.lenient => Ok(i64::MIN),
-            None => Err(malformed(format!("{column} is null"))),
+            None => self.null(column, i64::MIN),
         }
     }
 
@@ -282,9 +284,23 @@ impl<'a> Reader<'a> {
     pub(super) fn needed<const N: usize>(&mut self, column: &str) -> Result<[u8; N], CoreError> {
         match self.fixed(column)? {
             Some(value) => Ok(value),
-            None if self.lenient => Ok([0; N]),
-            None => Err(malformed(format!("{column} is null"))),
+            None => self.null(column, [0; N]),
         }
+    }
+
+    /// A text; an empty one for null.
+    fn filled(&mut self, column: &str) -> Result<&'a str, CoreError> {
+        let found = self.text(column)?;
+        self.nulls |= found.is_none();
+        Ok(found.unwrap_or_default())
+    }
+
+    fn null<T>(&mut self, column: &str, instead: T) -> Result<T, CoreError> {
+        if !self.lenient {
+            return Err(malformed(format!("{column} is null")));
+        }
+        self.nulls = true;
+        Ok(instead)
     }
 
     pub(super) fn fixed<const N: usize>(

@@ -161,7 +161,7 @@ if redis.call('ZRANGEBYSCORE', KEYS[6], text(DEAD), '+inf', 'LIMIT', 0, 1)[1] th
     local name, rest = field:match('^[^%z]*'), several(rec) and 1 or left(rec, now)
     if rest > 0 then
       -- Its session forgets it, or is forgotten, before it ends.
-      if not several(rec) and is_dead(select(3, parse(rec)), now) then look_after(name, now + rest) end
+      if not several(rec) and is_dead(session(sid_in(rec)), now) then look_after(name, now + rest) end
     -- A page may name an entry twice: the second time it is somebody else's.
     elseif redis.call('HGET', KEYS[2], field) == rec then
       revoke(rec, 'expired')

@@ -31,6 +31,8 @@ __all__ = ["check_events", "check_uncovered", "copy_events", "count_events", "re
 
 _BLOCK = 20_000
 _STRETCH_EVENTS = 50_000
+# An event that is not from before integrity was recorded; of a time that is null or unknown, too.
+_NEW = "(recorded_at < (SELECT min(before) FROM audit_legacy)) IS NOT TRUE"
 _FIRST = UUID(int=0)
 _LAST = UUID(int=(1 << 128) - 1)
 _NAMED = 100
@@ -292,25 +294,21 @@ async def check_uncovered(connection: Connection, scope: Scope) -> None:
     """
     report = scope.report
     where, values = scope.events()
-    legacy = await connection.fetchrow("SELECT events, before::text FROM audit_legacy")
-    before = legacy["before"] if legacy else None
-    number = len(values) + 1
     counted = await connection.fetchrow(
-        f"SELECT count(*) FILTER (WHERE recorded_at < ${number}::text::timestamptz), "  # noqa: S608 (conditions of ours)
-        f"count(*) FILTER (WHERE recorded_at >= ${number}::text::timestamptz OR ${number}::text IS NULL) "
+        f"SELECT count(*) FILTER (WHERE {_NEW}) AS new, count(*) AS found, "  # noqa: S608 (conditions of ours)
+        "(SELECT min(events) FROM audit_legacy) AS known "
         f"FROM audit_events WHERE segment IS NULL AND {where}",
         *values,
-        before,
     )
-    old, new = counted or (0, 0)
-    known = (legacy["events"] or 0) if legacy else 0
-    report.legacy = min(old, known)
-    if old > known:
+    new, found, known = counted or (0, 0, 0)
+    report.legacy = found - new
+    condition = _NEW
+    if report.legacy > (known or 0):
         # There are more of that age than there were then: the time in them is made up.
-        new, before = new + old, None
+        new, condition = found, "true"
         report.legacy = 0
     if new:
-        await _name_uncovered(connection, scope, before, new)
+        await _name_uncovered(connection, scope, condition, new)
     if report.legacy:
         # How many there were is known of the whole trail only.
         say = "say to be" if scope.is_partial else "are"
@@ -324,15 +322,12 @@ async def check_uncovered(connection: Connection, scope: Scope) -> None:
         )
 
 
-async def _name_uncovered(connection: Connection, scope: Scope, since: Any, count: int) -> None:
+async def _name_uncovered(connection: Connection, scope: Scope, condition: str, count: int) -> None:
     where, values = scope.events()
-    number = len(values) + 1
     rows = await connection.fetch(
         "SELECT id, tenant_id FROM audit_events WHERE segment IS NULL "  # noqa: S608 (conditions of ours)
-        f"AND {where} AND (${number}::text IS NULL OR recorded_at >= ${number}::text::timestamptz) "
-        f"ORDER BY recorded_at DESC, id LIMIT {scope.report.max_findings}",
+        f"AND {where} AND {condition} ORDER BY recorded_at DESC, id LIMIT {scope.report.max_findings}",
         *values,
-        since,
     )
     for row in rows:
         scope.report.add(

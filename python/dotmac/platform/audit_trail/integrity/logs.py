@@ -32,6 +32,7 @@ _PREFETCH = 2_000
 # So many checkpoints are held at a time.
 _CLAIMS = 2_000
 _LAST_PLACE = (1 << 63) - 1
+_KEY_BYTES = 32
 _BATCH = 500
 # As in the check of the logs' clocks.
 _SLACK = timedelta(seconds=60)
@@ -326,7 +327,12 @@ def _checked(scope: Scope, row: asyncpg.Record) -> _Claim | None:
             Finding(kind=kind, text=text, tenant_id=tenant, place=size, expected=expected, found=found)
         )
 
-    keys = scope.keys if scope.keys_given else (row["key"],)
+    own = row["key"] or b""
+    if not scope.keys_given and len(own) != _KEY_BYTES:
+        text = f"the row of the checkpoint at size {size} has no Ed25519 key"
+        bad(FindingKind.CHECKPOINT_INVALID, text, f"{_KEY_BYTES} bytes", own.hex())
+        return None
+    keys = scope.keys if scope.keys_given else (own,)
     try:
         checkpoint, key = open_note(row["note"] or "", keys)
     except InvalidCheckpoint as error:
@@ -394,7 +400,7 @@ async def check_lateness(connection: Connection, scope: Scope) -> None:
 async def _check_anchoring(connection: Connection, scope: Scope, late: datetime) -> None:
     condition, values = ("l.tenant_id = $2", [scope.tenant]) if scope.tenant is not None else ("true", [])
     newest = await connection.fetch(
-        "SELECT l.tenant_id, max(l.size) AS size FROM audit_checkpoints l "  # noqa: S608 (ours)
+        "SELECT l.tenant_id, coalesce(max(l.size), 0) AS size FROM audit_checkpoints l "  # noqa: S608 (ours)
         f"WHERE {condition} AND {_LONG_AGO.format('l.signed_at')} GROUP BY 1 ORDER BY 1",
         late,
         *values,

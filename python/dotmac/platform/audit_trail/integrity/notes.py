@@ -135,6 +135,10 @@ def open_note(note: str, keys: Iterable[bytes]) -> tuple[Checkpoint, bytes]:
 
 
 def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
+    try:
+        note.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidCheckpoint(f"a signed note is UTF-8: {error}") from None
     if len(note) > _MOST_BYTES or any(letter < " " and letter != "\n" for letter in note):
         raise InvalidCheckpoint("a signed note has no control characters and at most 1 MiB")
     head, blank, tail = note.rpartition("\n\n")

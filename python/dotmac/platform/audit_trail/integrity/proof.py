@@ -195,38 +195,43 @@ async def prove(connection: Connection, event_id: UUID) -> dict[str, Any]:
         )
         if row is None:
             raise NotProvable(f"segment {place['segment']} of event {event_id} is gone: verify the trail")
-        if any(row[name] is None for name in Segment._fields):
-            raise NotProvable(f"segment {place['segment']} is not what was stored: verify the trail")
-        segment = Segment.of(row)
-        canonical, leaves = await _event(connection, segment, row["leaves"], event_id)
-        position, checkpoint, log = await _log(connection, segment)
-    try:
-        proof = {
-            "format": FORMAT,
-            "event": canonical.decode(),
-            "leaf_index": place["leaf"],
-            "segment_path": _path(leaves, place["leaf"]),
-            "segment": segment.to_dict(),
-            "log_index": position,
-            "log_path": _path(log, position),
-            "checkpoint": checkpoint,
-        }
-        _follow(proof, Checkpoint.parse(checkpoint.rpartition("\n\n")[0] + "\n"))
-    except (ValueError, InvalidProof, InvalidCheckpoint) as error:
-        raise NotProvable(
-            f"event {event_id}, its segment or its log is not what was stored ({error}): verify the trail"
-        ) from error
+        try:
+            return await _prove(connection, event_id, place["leaf"], row)
+        except (ValueError, OverflowError, InvalidProof, InvalidCheckpoint) as error:
+            raise NotProvable(
+                f"event {event_id}, its segment or its log is not what was stored ({error}): verify the trail"
+            ) from error
+
+
+async def _prove(
+    connection: Connection, event_id: UUID, leaf: int | None, row: asyncpg.Record
+) -> dict[str, Any]:
+    """Raises: ValueError, OverflowError, InvalidProof, InvalidCheckpoint: something was changed."""
+    if leaf is None or None in (row[name] for name in Segment._fields):
+        raise ValueError("null stands where none can be")
+    segment = Segment.of(row)
+    canonical, leaves = await _event(connection, segment, row["leaves"], event_id, leaf)
+    position, checkpoint, log = await _log(connection, segment)
+    proof = {
+        "format": FORMAT,
+        "event": canonical.decode(),
+        "leaf_index": leaf,
+        "segment_path": _path(leaves, leaf),
+        "segment": segment.to_dict(),
+        "log_index": position,
+        "log_path": _path(log, position),
+        "checkpoint": checkpoint,
+    }
+    _follow(proof, Checkpoint.parse(checkpoint.rpartition("\n\n")[0] + "\n"))
     return proof
 
 
-def _path(leaves: bytes, index: int | None) -> list[str]:
-    if index is None:
-        raise ValueError("it has no place")
+def _path(leaves: bytes, index: int) -> list[str]:
     return [step.hex() for step in _native.merkle_inclusion(leaves, index)]
 
 
 async def _event(
-    connection: Connection, segment: Segment, leaves: bytes | None, event_id: UUID
+    connection: Connection, segment: Segment, leaves: bytes | None, event_id: UUID, leaf: int
 ) -> tuple[bytes, bytes]:
     """The event's canonical bytes, and all leaf hashes of its segment."""
     from dotmac.platform.audit_trail.integrity.events import copy_events
@@ -240,24 +245,35 @@ async def _event(
     )
     if leaves is None:
         leaves = b"".join(hashlib.sha256(b"\x00" + canonical).digest() for _, _, canonical in events)
-    (canonical,) = (canonical for _, event, canonical in events if event == event_id.bytes)
     if _native.merkle_root(leaves) != segment.root:
-        raise NotProvable(f"the events of segment {segment.id} are not what was stored: verify the trail")
-    return canonical, leaves
+        raise ValueError("the segment's events do not lead to its root")
+    found = [canonical for place, event, canonical in events if (place, event) == (leaf, event_id.bytes)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} events have its place")
+    return found[0], leaves
 
 
 async def _log(connection: Connection, segment: Segment) -> tuple[int, str, bytes]:
     """The segment's place in its log, the oldest checkpoint that covers it, the log's leaves up to there."""
-    position = await connection.fetchval("SELECT position FROM audit_log WHERE segment = $1", segment.id)
-    if position is None:
+    entry = await connection.fetchrow("SELECT position FROM audit_log WHERE segment = $1", segment.id)
+    if entry is None:
         raise NotProvable(f"segment {segment.id} is not sealed yet", later=True)
+    if (position := entry["position"]) is None:
+        raise ValueError("its entry in the log has no place")
     newest = await connection.fetchrow(
-        "SELECT size, note FROM audit_checkpoints WHERE tenant_id = $1 AND size > $2 "
+        "SELECT size, note FROM audit_checkpoints WHERE tenant_id = $1 AND (size > $2 OR size IS NULL) "
         "ORDER BY size, signed_at LIMIT 1",
         segment.tenant_id,
         position,
     )
     if newest is None:
+        before = await connection.fetchval(
+            "SELECT count(*) FROM audit_log WHERE tenant_id = $1 AND position < $2",
+            segment.tenant_id,
+            position,
+        )
+        if before != position:
+            raise ValueError(f"{before} entries of the log are before number {position}")
         raise NotProvable(f"no checkpoint covers segment {segment.id} yet", later=True)
     rows = await connection.fetch(
         "SELECT leaf FROM audit_log WHERE tenant_id = $1 AND position < $2 ORDER BY position",
