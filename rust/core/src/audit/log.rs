@@ -384,7 +384,7 @@ impl Walk {
             let Some(claim) = claims.pop_front() else {
                 return;
             };
-            self.hold_against(claim, told);
+            self.hold_against(&claim, told);
         }
     }
 
@@ -395,11 +395,11 @@ impl Walk {
             .is_some_and(|claim| claim.tenant == self.tenant)
             && let Some(claim) = claims.pop_front()
         {
-            self.hold_against(claim, told);
+            self.hold_against(&claim, told);
         }
     }
 
-    fn hold_against(&mut self, claim: Claim, told: &mut Told) {
+    fn hold_against(&mut self, claim: &Claim, told: &mut Told) {
         let mut tell = |kind, place, expected, found| {
             told.tell(Finding {
                 kind,
