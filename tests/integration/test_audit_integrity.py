@@ -4,7 +4,8 @@ Promises:
 - sealing passes nothing over, whatever the order of commits; several sealers append each segment once;
 - checkpoints are signed when a log grew, and not again; a rotated key signs at once, and the old one's
   checkpoints still verify; a log that was changed under the signer is not signed;
-- every proof checks without the database; any change of it is refused;
+- every proof checks without the database; any change of it is refused; what was changed has none, and is not
+  said to have one later;
 - what was anchored elsewhere shows a rollback of everything in the database;
 - the tables refuse UPDATE, DELETE and TRUNCATE.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import timedelta
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -331,6 +333,81 @@ async def test_what_was_changed_has_no_proof(trail_url, connection):
             with pytest.raises(NotProvable) as caught:
                 await audit.prove(one["id"])
             assert not caught.value.later, change
+
+
+@pytest.mark.parametrize("state", ["unsealed", "sealed", "signed"])
+async def test_what_can_never_be_proved_is_not_for_later(trail_url, connection, state):
+    changes = {
+        "unsealed": ["audit_events SET action = 'other'", "audit_events SET resource_id = 'other'"],
+        "sealed": [
+            "audit_events SET action = 'other'",
+            "audit_log SET leaf = '\\x01'",
+            "audit_log SET position = 3",
+            "audit_segments SET last_at = 'infinity'",
+        ],
+        "signed": [None, "audit_events SET action = 'other'"],
+    }[state]
+    writer = await PlainWriter(connection).begin()
+    stored = [event(number, tenant=f"t{number}") for number in range(len(changes) + 1)]
+    for one in stored:
+        await writer.store([one])
+    if state != "unsealed":
+        await seal(connection, 0, durably=False)
+    await free(connection, "audit_log", "leaf")
+    await connection.execute("SET session_replication_role = replica")
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        if state == "signed":
+            await audit.checkpoint()
+        else:
+            with pytest.raises(NotProvable) as caught:
+                await audit.prove(stored[-1]["id"])
+            assert caught.value.later, "an honest one"
+        for one, change in zip(stored, changes, strict=False):
+            tenant = one["tenant_id"]
+            if change is None:
+                await connection.execute("DELETE FROM audit_log WHERE tenant_id = $1", tenant)
+            else:
+                await connection.execute(f"UPDATE {change} WHERE tenant_id = $1", tenant)
+            with pytest.raises(NotProvable) as caught:
+                await audit.prove(one["id"])
+            assert not caught.value.later, change
+
+
+async def test_a_row_of_the_same_id_takes_no_proof_away(trail_url, connection):
+    stored = event(1)
+    await (await PlainWriter(connection).begin()).store([stored])
+    await seal(connection, 0, durably=False)
+    async with AuditAggregator(trail_url, signing_key=KEY, sealing=False) as audit:
+        await audit.checkpoint()
+        for segment in (None, UUID(int=7)):
+            for days in (-40, 1, 40):
+                moment = stored["occurred_at"] + timedelta(days=days)
+                await connection.execute("SELECT audit_ensure_partition($1)", moment)
+                await connection.execute(
+                    "INSERT INTO audit_events (occurred_at, id, category, action, level, outcome, "
+                    "segment, leaf) VALUES ($1, $2, 'system', 'x', 'info', 'success', $3, 0)",
+                    moment + timedelta(seconds=segment is None),
+                    stored["id"],
+                    segment,
+                )
+            assert check_proof(await audit.prove(stored["id"]), [KEY.public_key]).size == 1
+
+
+async def test_a_line_that_no_database_could_have_ends_no_verification(trail_url, connection, tmp_path):
+    path = tmp_path / "checkpoints"
+    config = AuditTrailConfig(postgres_url=trail_url, origin="example.com/audit", anchors=path.as_uri())
+    async with AuditAggregator(config=config, signing_key=KEY, sealing=False) as audit:
+        await sealed(connection)
+        await audit.checkpoint()
+        honest = json.loads(path.read_text().splitlines()[0])
+        for old, new in (("audit", "audit\ud800"), ("audit", "audit\0"), ("audit", "audit/%00")):
+            note = honest["note"].replace(old, new, 1)
+            with path.open("a") as file:
+                file.write(json.dumps({**honest, "note": note}) + "\n")
+        report = await audit.verify_integrity()
+        assert report.ok
+        assert report.counts[FindingKind.ANCHOR_UNREADABLE] >= 2
+        assert json.dumps(report.to_dict())
 
 
 async def test_an_id_that_two_events_have_has_no_proof_but_at_its_place(trail_url, connection):

@@ -127,6 +127,7 @@ async def test_checkpoints_are_held_against_the_logs_in_several_turns(connection
         "DELETE FROM audit_log WHERE tenant_id = 'b' AND position > 9",
         "DELETE FROM audit_log WHERE tenant_id = ''",
         "UPDATE audit_checkpoints SET size = size + 3 WHERE tenant_id = 'b' AND size < 9",
+        "UPDATE audit_checkpoints SET size = 100 - size WHERE tenant_id = 'b'",
     ):
         await connection.execute(change)
         wrong = await seen(2_000)
@@ -400,26 +401,37 @@ async def test_nulls_where_none_can_be_and_times_out_of_reach_are_found(connecti
                 await connection.execute(f"UPDATE {table} SET {column} = {value} WHERE {rows}")
                 report = await checked(connection)
                 told_only = (table, column) in _TOLD_ONLY or table in ("audit_trail", "audit_legacy")
-                told_only |= (column, rows) == ("sealed_at", "true")  # among themselves they agree
+                if column == "sealed_at" and rows == "true" and value in times[0::2]:
+                    told_only = True  # late ones agree among themselves
                 assert told_only or not report.ok, (table, column, value, rows)
                 assert json.dumps(report.to_dict())
                 assert told_only or not (await verify(connection)).ok, "by whatever keys are there"
-                await checked(connection, anchors=[anchor])
+                assert told_only or not (await checked(connection, anchors=[anchor])).ok
                 found += not report.ok
                 await change.rollback()
     assert found > 80
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "wanted"),
     [
-        ("events SET recorded_tx = NULL", "segments SET recorded_tx = NULL", "log SET recorded_tx = NULL"),
-        ("events SET recorded_at = NULL", "segments SET recorded_at = NULL", "log SET leaf = NULL"),
-        ("segments SET first_at = NULL, last_at = NULL", "log SET leaf = NULL"),
-        ("events SET action = NULL", "segments SET leaves = NULL"),
+        (
+            (
+                "events SET recorded_tx = NULL",
+                "segments SET recorded_tx = NULL",
+                "log SET recorded_tx = NULL",
+            ),
+            {"event_changed", "segment_changed"},
+        ),
+        (
+            ("events SET recorded_at = NULL", "segments SET recorded_at = NULL", "log SET leaf = NULL"),
+            {"event_changed", "segment_changed"},
+        ),
+        (("segments SET first_at = NULL, last_at = NULL", "log SET leaf = NULL"), {"segment_changed"}),
+        (("events SET action = NULL", "segments SET leaves = NULL"), {"event_changed"}),
     ],
 )
-async def test_null_in_several_places_does_not_agree_with_itself(connection, changes):
+async def test_null_in_several_places_does_not_agree_with_itself(connection, changes, wanted):
     await sealed(connection)
     for change in changes:
         table, _, columns = change.partition(" SET ")
@@ -429,7 +441,7 @@ async def test_null_in_several_places_does_not_agree_with_itself(connection, cha
     # So that no checkpoint says what the logs were.
     await connection.execute("ALTER TABLE audit_checkpoints DISABLE TRIGGER USER")
     await connection.execute("DELETE FROM audit_checkpoints")
-    assert not (await checked(connection)).ok
+    assert wanted <= kinds(await checked(connection))
 
 
 async def test_an_event_without_a_segment_and_a_time(connection):

@@ -2,6 +2,7 @@
 
 Promises: when all sessions have ended, nothing is left but counters, though a session died with releases on
 their way, the server was replaced in the middle of a sweep, or what a dead session had asked for came late;
+a sweep leaves the living alone; a lock with many holders is read in few calls;
 whoever could hold a lock beside those who do is given it; tokens never repeat, though data were lost twice
 under a clock that was set back.
 """

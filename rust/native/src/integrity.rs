@@ -272,10 +272,12 @@ impl LogCheck {
         .map_err(|error| refused(&error))
     }
 
-    /// A copy has come to its end; another may go on from there.
-    fn end_copy(&self) -> PyResult<()> {
+    /// A copy has come to its end; another may go on from there. `upto`: of the tenants before that one there
+    /// are no more entries.
+    #[pyo3(signature = (upto, /))]
+    fn end_copy(&self, upto: Option<&str>) -> PyResult<()> {
         let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        logs.end_copy().map_err(|error| refused(&error))
+        logs.end_copy(upto).map_err(|error| refused(&error))
     }
 
     /// Findings (kind, tenant, segment, place, expected, found, source), and how many there are of each kind.

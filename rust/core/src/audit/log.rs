@@ -40,7 +40,7 @@ struct Entries;
 struct Entry<'a> {
     log: &'a str,
     position: i64,
-    segment: [u8; 16],
+    segment: Option<[u8; 16]>,
     leaf: &'a [u8],
     recorded_tx: Option<i64>,
     sealed_at: i64,
@@ -64,7 +64,7 @@ impl Columns for Entries {
     fn read<'a>(reader: &mut Reader<'a>) -> Result<Entry<'a>, CoreError> {
         let log = reader.text("log")?.unwrap_or_default();
         let position = i64::from_be_bytes(reader.needed("position")?);
-        let segment = reader.needed("segment")?;
+        let segment = reader.fixed("segment")?;
         let leaf = reader.value("leaf")?.unwrap_or_default();
         let recorded_tx = reader.fixed("recorded_tx")?.map(i64::from_be_bytes);
         let sealed_at = reader.moment("sealed_at")?;
@@ -237,11 +237,7 @@ impl Logs {
                     ended.end(claims, told);
                 }
                 // Logs of which only the checkpoints are left stand between the others.
-                while let Some(other) = claims.front().map(|claim| claim.tenant.clone())
-                    && *other < *entry.log
-                {
-                    Walk::of(&other).end(claims, told);
-                }
+                end_before(entry.log, claims, told);
                 *walk = Some(Walk::of(entry.log));
             }
             if let Some(walk) = walk {
@@ -252,16 +248,24 @@ impl Logs {
         Ok(self.done)
     }
 
-    /// One copy has come to its end; another may go on from there.
-    pub fn end_copy(&mut self) -> Result<(), CoreError> {
-        if self.reader.is_whole() {
-            self.reader = Pieces::default();
-            return Ok(());
+    /// One copy has come to its end; another may go on from there. `upto`: of the tenants before that one there
+    /// are no more entries.
+    pub fn end_copy(&mut self, upto: Option<&str>) -> Result<(), CoreError> {
+        if !self.reader.is_whole() {
+            return Err(CoreError::Malformed {
+                what: "copy",
+                why: "it ends too early".to_owned(),
+            });
         }
-        Err(CoreError::Malformed {
-            what: "copy",
-            why: "it ends too early".to_owned(),
-        })
+        self.reader = Pieces::default();
+        if let Some(upto) = upto {
+            // So that no more is kept of logs that are gone than of others.
+            if let Some(ended) = self.walk.take_if(|walk| *walk.tenant < *upto) {
+                ended.end(&mut self.claims, &mut self.told);
+            }
+            end_before(upto, &mut self.claims, &mut self.told);
+        }
+        Ok(())
     }
 
     /// What was found, and how many of each kind there were, once all entries and claims have come.
@@ -273,6 +277,15 @@ impl Logs {
             Walk::of(&claim.tenant.clone()).end(&mut self.claims, &mut self.told);
         }
         (self.told.found, self.told.counts)
+    }
+}
+
+/// Holds the claims of tenants before that one against logs of which nothing is there.
+fn end_before(tenant: &str, claims: &mut VecDeque<Claim>, told: &mut Told) {
+    while let Some(claim) = claims.front()
+        && *claim.tenant < *tenant
+    {
+        Walk::of(&claim.tenant.clone()).end(claims, told);
     }
 }
 
@@ -367,7 +380,7 @@ impl Walk {
         told.tell(Finding {
             kind,
             tenant: self.tenant.clone(),
-            segment: Some(entry.segment),
+            segment: entry.segment,
             place,
             expected,
             found,
@@ -412,7 +425,7 @@ impl Walk {
             });
         };
         let size = i64::try_from(claim.size).unwrap_or(i64::MAX);
-        if size > self.size {
+        if i128::from(claim.size) > self.size.into() {
             let (wanted, found) = (claim.size.to_string(), self.size.to_string());
             tell(Kind::Truncated, self.size, wanted, found);
             return;
@@ -555,7 +568,7 @@ mod tests {
             for piece in copied(part).chunks(61) {
                 logs.feed(piece).unwrap();
             }
-            logs.end_copy().unwrap();
+            logs.end_copy(None).unwrap();
         }
         assert_eq!(
             logs.done,
@@ -667,11 +680,11 @@ mod tests {
         }
         let mut logs = Logs::new(2);
         logs.feed(&copied(&acme)).unwrap();
-        logs.end_copy().unwrap();
+        logs.end_copy(None).unwrap();
         let (found, counts) = logs.finish();
         assert_eq!((found.len(), counts[&Kind::Changed]), (2, 9));
         let mut logs = Logs::new(2);
         logs.feed(&copied(&acme)[..200]).unwrap();
-        assert!(logs.end_copy().is_err());
+        assert!(logs.end_copy(None).is_err());
     }
 }

@@ -269,7 +269,7 @@ impl<'a> Reader<'a> {
     /// Microseconds since 1970 of a time.
     pub(super) fn moment(&mut self, column: &str) -> Result<i64, CoreError> {
         match self.fixed(column)? {
-            // Only infinity comes to an end of what there is.
+            // Infinity, and what is later than the year 294246, come to the end of what there is.
             Some(since_2000) => Ok(i64::from_be_bytes(since_2000).saturating_add(EPOCH)),
             None => self.null(column, i64::MIN),
         }

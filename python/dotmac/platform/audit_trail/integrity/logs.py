@@ -88,6 +88,11 @@ async def _compare(
     missing: dict[str, dict[tuple[int, bytes], _Claim]],
 ) -> None:
     """Note which of these the database does not have, word for word; the others are checked there."""
+    strange = [note for note in notes if "\0" in note or not _is_utf8(note)]
+    for note in strange:
+        text = f"{place}: no text that the database could have"
+        scope.report.add(Finding(kind=FindingKind.ANCHOR_UNREADABLE, text=text, found=ascii(note)[:200]))
+    notes = [note for note in notes if note not in strange] if strange else notes
     async with connection.transaction():
         if scope.one_tenant:
             await name_tenant(connection, scope.tenant or "")
@@ -136,6 +141,14 @@ async def _compare(
         )
 
 
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates, which JSON can carry
+        return False
+    return True
+
+
 def _keys(scope: Scope, notes: list[str]) -> tuple[list[str], list[str], list[int]]:
     tenants, sizes = [], []
     for note in notes:
@@ -167,7 +180,7 @@ async def check_logs(connection: Connection, scope: Scope, anchored: dict[str, l
         scope.report.log_entries = await copy_rows(
             connection, query, check.feed, *given, told=lambda done: scope.tell("log", done, total)
         )
-        check.end_copy()
+        check.end_copy(upto[0] if upto is not None else None)
         after = upto
     found, counts = check.finish()
     for one in found:
@@ -203,10 +216,12 @@ def _entries(
 async def _name_placeless(connection: Connection, scope: Scope, condition: str, values: list[Any]) -> None:
     """Entries that nobody can order; only who drops constraints can make such."""
     rows = await connection.fetch(
-        "SELECT tenant_id, position, segment FROM audit_log l "  # noqa: S608 (ours)
-        f"WHERE (tenant_id IS NULL OR position IS NULL) AND {condition}",
+        "SELECT tenant_id, position, segment, count(*) OVER () AS total FROM audit_log l "  # noqa: S608 (ours)
+        f"WHERE (tenant_id IS NULL OR position IS NULL) AND {condition} LIMIT {scope.report.max_findings}",
         *values,
     )
+    if rows:
+        scope.report.counts[FindingKind.LOG_GAP] += rows[0]["total"] - len(rows)
     for row in rows:
         scope.report.add(
             Finding(

@@ -77,7 +77,9 @@ def tenant_of(trail: str, name: str) -> str | None:
     inside = name.removeprefix(f"{trail}/")
     if inside == name or "/" in inside:
         return None
-    return unquote(inside)
+    tenant = unquote(inside)
+    # No other spelling of it, and none that no tenant can have.
+    return tenant if log_name(trail, tenant) == name and "\0" not in tenant else None
 
 
 def key_id(name: str, public_key: bytes) -> bytes:

@@ -30,6 +30,16 @@ __all__ = ["FORMAT", "CheckedProof", "check_proof", "prove"]
 
 FORMAT = "dotmac-audit-proof/1"
 _MOST_STEPS = 64
+_MOST_ROWS = 100
+_HASH_BYTES = 32
+# Has sealing gone past a segment, or a checkpoint covered more than there is?
+_PASSED = """
+    SELECT s.recorded_tx < (SELECT max(recorded_tx) FROM audit_log)
+        AND s.recorded_at < (SELECT max(sealed_at) FROM audit_log) - interval '1 minute'
+        OR (SELECT max(size) FROM audit_checkpoints WHERE tenant_id = s.tenant_id)
+            > (SELECT count(*) FROM audit_log WHERE tenant_id = s.tenant_id)
+    FROM audit_segments s WHERE s.id = $1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,30 +193,42 @@ class Segment(NamedTuple):
 async def prove(connection: Connection, event_id: UUID) -> dict[str, Any]:
     """Make the proof of an event; see `AuditAggregator.prove`. All of it but the signature was checked."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        place = await connection.fetchrow("SELECT segment, leaf FROM audit_events WHERE id = $1", event_id)
-        if place is None:
-            raise NotProvable(f"there is no event {event_id}")
-        if place["segment"] is None:
-            raise NotProvable(f"event {event_id} is in no segment: it was stored without integrity")
-        columns = (in_reach(name, name) if name.endswith("_at") else name for name in Segment._fields)
-        row = await connection.fetchrow(
-            f"SELECT {', '.join(columns)}, leaves FROM audit_segments WHERE id = $1",  # noqa: S608 (constants)
-            place["segment"],
+        # Whoever may insert can give another row the same id: that is not to keep the event from its proof.
+        places = await connection.fetch(
+            f"SELECT segment, leaf FROM audit_events WHERE id = $1 ORDER BY segment LIMIT {_MOST_ROWS}",  # noqa: S608 (a constant)
+            event_id,
         )
-        if row is None:
-            raise NotProvable(f"segment {place['segment']} of event {event_id} is gone: verify the trail")
-        try:
-            return await _prove(connection, event_id, place["leaf"], row)
-        except (ValueError, OverflowError, InvalidProof, InvalidCheckpoint) as error:
-            raise NotProvable(
-                f"event {event_id}, its segment or its log is not what was stored ({error}): verify the trail"
-            ) from error
+        if not places:
+            raise NotProvable(f"there is no event {event_id}")
+        refused = NotProvable(f"event {event_id} is in no segment: it was stored without integrity")
+        for segment, leaf in places:
+            if segment is None:
+                continue
+            try:
+                return await _prove(connection, event_id, segment, leaf)
+            except NotProvable as error:
+                refused = error if error.later or not refused.later else refused
+            except (ValueError, OverflowError, InvalidProof, InvalidCheckpoint) as error:
+                if not refused.later:
+                    refused = NotProvable(
+                        f"event {event_id}, its segment or its log is not what was stored ({error}): "
+                        "verify the trail"
+                    )
+                    refused.__cause__ = error
+        raise refused
 
 
 async def _prove(
-    connection: Connection, event_id: UUID, leaf: int | None, row: asyncpg.Record
+    connection: Connection, event_id: UUID, segment_id: UUID, leaf: int | None
 ) -> dict[str, Any]:
-    """Raises: ValueError, OverflowError, InvalidProof, InvalidCheckpoint: something was changed."""
+    """`prove`, of one row. Raises: NotProvable; anything else where something was changed."""
+    columns = (in_reach(name, name) if name.endswith("_at") else name for name in Segment._fields)
+    row = await connection.fetchrow(
+        f"SELECT {', '.join(columns)}, leaves FROM audit_segments WHERE id = $1",  # noqa: S608 (constants)
+        segment_id,
+    )
+    if row is None:
+        raise NotProvable(f"segment {segment_id} of event {event_id} is gone: verify the trail")
     if leaf is None or None in (row[name] for name in Segment._fields):
         raise ValueError("null stands where none can be")
     segment = Segment.of(row)
@@ -250,16 +272,23 @@ async def _event(
     found = [canonical for place, event, canonical in events if (place, event) == (leaf, event_id.bytes)]
     if len(found) != 1:
         raise ValueError(f"{len(found)} events have its place")
+    if hashlib.sha256(b"\x00" + found[0]).digest() != leaves[_HASH_BYTES * leaf : _HASH_BYTES * (leaf + 1)]:
+        raise ValueError("another leaf stands at the event's place")
     return found[0], leaves
 
 
 async def _log(connection: Connection, segment: Segment) -> tuple[int, str, bytes]:
     """The segment's place in its log, the oldest checkpoint that covers it, the log's leaves up to there."""
-    entry = await connection.fetchrow("SELECT position FROM audit_log WHERE segment = $1", segment.id)
+    entry = await connection.fetchrow(
+        "SELECT tenant_id, position, leaf FROM audit_log WHERE segment = $1", segment.id
+    )
     if entry is None:
+        if await connection.fetchval(_PASSED, segment.id):
+            raise ValueError("its entry in the log is gone")
         raise NotProvable(f"segment {segment.id} is not sealed yet", later=True)
-    if (position := entry["position"]) is None:
-        raise ValueError("its entry in the log has no place")
+    tenant, position, leaf = entry
+    if position is None or (tenant, leaf) != (segment.tenant_id, _leaf(segment.to_dict())):
+        raise ValueError("its entry in the log is another one's")
     newest = await connection.fetchrow(
         "SELECT size, note FROM audit_checkpoints WHERE tenant_id = $1 AND (size > $2 OR size IS NULL) "
         "ORDER BY size, signed_at LIMIT 1",
