@@ -3,6 +3,7 @@
 use super::{Parker, Ring, Sink};
 use crate::Outcome;
 use crate::sync::atomic::Ordering;
+use crate::sync::doubles::seek;
 use shuttle::thread;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -119,7 +120,7 @@ fn clear_after_taking(ring: &Ring) -> Vec<(u64, Outcome)> {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn defect_the_flag_is_cleared_after_the_results_are_taken() {
-    shuttle::check_random(|| hand_over(clear_after_taking, Ring::signal), SCHEDULES);
+    seek(|| hand_over(clear_after_taking, Ring::signal));
 }
 
 /// A wake-up that came after the flag was cleared is taken back with the old one.
@@ -133,7 +134,7 @@ fn silence_last(ring: &Ring) -> Vec<(u64, Outcome)> {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn defect_the_bell_is_silenced_after_the_flag_is_cleared() {
-    shuttle::check_random(|| hand_over(silence_last, Ring::signal), SCHEDULES);
+    seek(|| hand_over(silence_last, Ring::signal));
 }
 
 /// Two threads see that no wake-up is on its way, and one that is stays unseen.
@@ -147,7 +148,7 @@ fn signal_in_two_steps(ring: &Ring) {
 #[test]
 #[should_panic(expected = "deadlock")]
 fn defect_the_flag_is_set_after_the_bell_is_rung() {
-    shuttle::check_random(|| hand_over(Ring::drain, signal_in_two_steps), SCHEDULES);
+    seek(|| hand_over(Ring::drain, signal_in_two_steps));
 }
 
 /// Takes a copy first, and what comes until it clears the ring is gone.
@@ -169,22 +170,19 @@ fn take_in_two_steps(ring: &Ring) -> Vec<(u64, Outcome)> {
 #[test]
 #[should_panic(expected = "left")]
 fn defect_the_ring_is_copied_and_then_emptied() {
-    shuttle::check_random(|| end_early(take_in_two_steps), SCHEDULES);
+    seek(|| end_early(take_in_two_steps));
 }
 
 #[test]
 #[should_panic(expected = "deadlock")]
 fn defect_a_parked_thread_is_woken_before_its_result_is_there() {
-    shuttle::check_random(
-        || {
-            park(|parker| {
-                parker.arrived.notify_one();
-                *parker
-                    .outcome
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = Some(Outcome::Echo);
-            });
-        },
-        SCHEDULES,
-    );
+    seek(|| {
+        park(|parker| {
+            parker.arrived.notify_one();
+            *parker
+                .outcome
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = Some(Outcome::Echo);
+        });
+    });
 }

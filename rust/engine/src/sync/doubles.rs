@@ -176,3 +176,12 @@ impl Socket {
         }
     }
 }
+
+/// Runs it under schedules that are the same each time: a defect that they show once is shown always.
+#[cfg(test)]
+pub fn seek(defect: impl Fn() + Send + Sync + 'static) {
+    const SEED: u64 = 20_261_128;
+    const SCHEDULES: usize = 20_000;
+    let schedules = shuttle::scheduler::RandomScheduler::new_from_seed(SEED, SCHEDULES);
+    shuttle::Runner::new(schedules, shuttle::Config::new()).run(defect);
+}

@@ -9,6 +9,7 @@ mod world;
 use super::{MUCH, Node, State};
 use crate::Outcome;
 use crate::sync::MutexGuard;
+use crate::sync::doubles::seek;
 use shuttle::thread;
 use std::sync::Arc;
 use world::{SECOND, SLOW, Settle, World, Writing, ask};
@@ -104,13 +105,13 @@ fn nobody_is_told(node: &Node, mut state: MutexGuard<'_, State>, flush: bool) ->
 #[test]
 #[should_panic(expected = "deadlock")]
 fn defect_nobody_is_told_of_what_the_socket_did_not_take() {
-    shuttle::check_random(|| callers(Writing::Callers(64), nobody_is_told), SCHEDULES);
+    seek(|| callers(Writing::Callers(64), nobody_is_told));
 }
 
 #[test]
 #[should_panic(expected = "deadlock")]
 fn defect_nobody_is_told_of_what_only_the_engine_may_write() {
-    shuttle::check_random(|| callers(Writing::Engine, nobody_is_told), SCHEDULES);
+    seek(|| callers(Writing::Engine, nobody_is_told));
 }
 
 #[test]
@@ -129,5 +130,5 @@ fn armed_by_the_caller(node: &Node, mut state: MutexGuard<'_, State>, flush: boo
 #[test]
 #[should_panic(expected = "deadlock")]
 fn defect_the_caller_believes_that_the_engine_is_armed() {
-    shuttle::check_random(|| patience(armed_by_the_caller), SCHEDULES);
+    seek(|| patience(armed_by_the_caller));
 }
