@@ -141,7 +141,8 @@ def test_the_name_of_a_log_gives_its_tenant_back(tenant: str) -> None:
     except UnicodeEncodeError:
         return
     name = log_name("example.com/audit", tenant)
-    assert tenant_of("example.com/audit", name) == tenant
+    # PostgreSQL's text has no NUL, so no tenant has.
+    assert tenant_of("example.com/audit", name) == (None if "\0" in tenant else tenant)
     assert not set(name) & set(" +\n")
     assert tenant_of("example.com/other", name) is None
 
