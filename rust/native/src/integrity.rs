@@ -1,6 +1,6 @@
 //! Translation of the core's audit proofs and checks.
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use dotmac_core::audit::chains::{self, Broken, Chains, What};
 use dotmac_core::audit::check::{Checker, EXPECTED_COLUMNS, Finding};
@@ -14,6 +14,8 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 
+use crate::events::lock;
+
 type Told = (
     &'static str,
     [u8; 16],
@@ -26,6 +28,17 @@ type Outcome = (Vec<Told>, usize, Vec<([u8; 16], usize, [u8; 16])>, usize);
 
 fn refused(error: &CoreError) -> PyErr {
     PyValueError::new_err(error.to_string())
+}
+
+/// What the check says to the next piece of a copy; the interpreter goes on meanwhile.
+fn fed<Check: Send, Told: Send>(
+    py: Python<'_>,
+    check: &Mutex<Check>,
+    piece: &[u8],
+    feed: fn(&mut Check, &[u8]) -> Result<Told, CoreError>,
+) -> PyResult<Told> {
+    py.detach(|| feed(&mut lock(check), piece))
+        .map_err(|error| refused(&error))
 }
 
 fn hashes(bytes: &[u8]) -> PyResult<&[Hash]> {
@@ -50,29 +63,24 @@ impl MerkleTree {
 
     /// Appends leaf hashes, one after another in `leaves`.
     fn extend(&self, leaves: &[u8]) -> PyResult<()> {
-        let mut tree = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tree = lock(&self.0);
         tree.extend(hashes(leaves)?.iter().copied());
         Ok(())
     }
 
     /// The root so far.
     fn root<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        let tree = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tree = lock(&self.0);
         PyBytes::new(py, &tree.root())
     }
 
     /// The tree as it is now, which goes on by itself.
     fn copy(&self) -> Self {
-        Self(Mutex::new(
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        ))
+        Self(Mutex::new(lock(&self.0).clone()))
     }
 
     fn __len__(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).size() as usize
+        lock(&self.0).size() as usize
     }
 }
 
@@ -145,21 +153,13 @@ impl SegmentCheck {
     /// of the segments; returns how many have come so far.
     #[allow(clippy::needless_pass_by_value)] // it is handed to Rust whole, so that the interpreter may go on
     fn expect(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<usize> {
-        py.detach(|| {
-            let mut checker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            checker.expect(&piece)
-        })
-        .map_err(|error| refused(&error))
+        fed(py, &self.0, &piece, Checker::expect)
     }
 
     /// Takes the next piece of `COPY (SELECT AUDIT_CHECK_COLUMNS …) TO STDOUT (FORMAT binary)`.
     #[allow(clippy::needless_pass_by_value)] // as above
     fn feed(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<()> {
-        py.detach(|| {
-            let mut checker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            checker.feed(&piece)
-        })
-        .map_err(|error| refused(&error))
+        fed(py, &self.0, &piece, Checker::feed)
     }
 
     /// Findings (kind, segment, place, event, expected, found), how many more there are, events of other
@@ -167,7 +167,7 @@ impl SegmentCheck {
     fn finish(&self, py: Python<'_>) -> PyResult<Outcome> {
         let outcome = py
             .detach(|| {
-                let mut checker = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut checker = lock(&self.0);
                 std::mem::take(&mut *checker).finish()
             })
             .map_err(|error| refused(&error))?;
@@ -201,18 +201,14 @@ impl ChainCheck {
     /// (FORMAT binary)`; returns how many segments have come so far.
     #[allow(clippy::needless_pass_by_value)] // as above
     fn feed(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<usize> {
-        py.detach(|| {
-            let mut chains = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            chains.feed(&piece)
-        })
-        .map_err(|error| refused(&error))
+        fed(py, &self.0, &piece, Chains::feed)
     }
 
     /// Findings (segment, writer, tenant, number, the number that comes next or None, None or the link that
     /// is stored and the one that follows), how many gaps there are, how many wrong links. The check is empty
     /// then.
     fn finish(&self) -> PyResult<(Vec<Link>, usize, usize)> {
-        let mut chains = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chains = lock(&self.0);
         let finished = std::mem::take(&mut *chains).finish();
         let (found, gaps, links) = finished.map_err(|error| refused(&error))?;
         Ok((found.into_iter().map(link).collect(), gaps, links))
@@ -252,7 +248,7 @@ impl LogCheck {
     /// A checkpoint's root, and who says so; by tenant and size, before the entry at that size.
     #[pyo3(signature = (tenant, size, root, source, /))]
     fn expect(&self, tenant: String, size: u64, root: Hash, source: String) {
-        let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = lock(&self.0);
         logs.expect(Claim {
             tenant,
             size,
@@ -265,25 +261,21 @@ impl LogCheck {
     /// (FORMAT binary)`; returns how many entries have come so far.
     #[allow(clippy::needless_pass_by_value)] // as above
     fn feed(&self, py: Python<'_>, piece: PyBackedBytes) -> PyResult<usize> {
-        py.detach(|| {
-            let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            logs.feed(&piece)
-        })
-        .map_err(|error| refused(&error))
+        fed(py, &self.0, &piece, Logs::feed)
     }
 
     /// A copy has come to its end; another may go on from there. `upto`: of the tenants before that one there
     /// are no more entries.
     #[pyo3(signature = (upto, /))]
     fn end_copy(&self, upto: Option<&str>) -> PyResult<()> {
-        let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = lock(&self.0);
         logs.end_copy(upto).map_err(|error| refused(&error))
     }
 
     /// Findings (kind, tenant, segment, place, expected, found, source), and how many there are of each kind.
     /// The check is empty then.
     fn finish(&self) -> (Vec<LogFinding>, HashMap<&'static str, usize>) {
-        let mut logs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = lock(&self.0);
         let (found, counts) = std::mem::take(&mut *logs).finish();
         let counts = counts
             .into_iter()

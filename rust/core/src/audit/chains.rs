@@ -27,24 +27,33 @@ impl Columns for Segments {
     type Row<'a> = (Segment<'a>, &'a [u8]);
 
     fn read<'a>(reader: &mut Reader<'a>) -> Result<(Segment<'a>, &'a [u8]), CoreError> {
-        let (id, writer) = (reader.needed("id")?, reader.needed("writer")?);
-        let tenant_id = reader.text("tenant_id")?.unwrap_or_default();
-        let seq = i64::from_be_bytes(reader.needed("seq")?);
-        let size = i32::from_be_bytes(reader.needed("size")?).into();
-        let root = reader.value("root")?.unwrap_or_default();
-        let link = reader.value("link")?.unwrap_or_default();
-        let segment = Segment {
-            id,
-            writer,
-            tenant_id,
-            seq,
-            size,
-            root,
-            first_at: reader.moment("first_at")?,
-            last_at: reader.moment("last_at")?,
-        };
-        Ok((segment, link))
+        let id = reader.needed("id")?;
+        read_rest(reader, id)
     }
+}
+
+/// A segment and its link, of the columns behind its id.
+pub(super) fn read_rest<'a>(
+    reader: &mut Reader<'a>,
+    id: [u8; 16],
+) -> Result<(Segment<'a>, &'a [u8]), CoreError> {
+    let writer = reader.needed("writer")?;
+    let tenant_id = reader.filled("tenant_id")?;
+    let seq = i64::from_be_bytes(reader.needed("seq")?);
+    let size = i32::from_be_bytes(reader.needed("size")?).into();
+    let root = reader.filled_bytes("root")?;
+    let link = reader.filled_bytes("link")?;
+    let segment = Segment {
+        id,
+        writer,
+        tenant_id,
+        seq,
+        size,
+        root,
+        first_at: reader.moment("first_at")?,
+        last_at: reader.moment("last_at")?,
+    };
+    Ok((segment, link))
 }
 
 /// What is wrong in a chain.

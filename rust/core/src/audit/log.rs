@@ -2,6 +2,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::Hash;
+use super::chains;
 use super::copy::{Columns, Pieces};
 use super::merkle::Tree;
 use super::row::Reader;
@@ -71,28 +72,13 @@ impl Columns for Entries {
         // What is null of the entry is told by its own checks, of the segment by this.
         reader.nulls = false;
         let id: Option<[u8; 16]> = reader.fixed("id")?;
-        let writer = reader.needed("writer")?;
-        let tenant_id = reader.text("tenant_id")?;
-        let seq = i64::from_be_bytes(reader.needed("seq")?);
-        let size = i32::from_be_bytes(reader.needed("size")?).into();
-        let root = reader.value("root")?;
-        let link = reader.value("link")?;
-        let (first_at, last_at) = (reader.moment("first_at")?, reader.moment("last_at")?);
+        let (record, link) = chains::read_rest(reader, id.unwrap_or_default())?;
         let recorded_at = reader.moment("recorded_at")?;
         let stored_tx = reader.fixed("recorded_tx")?.map(i64::from_be_bytes);
-        let stored = id.map(|id| Stored {
-            segment: Segment {
-                id,
-                writer,
-                tenant_id: tenant_id.unwrap_or_default(),
-                seq,
-                size,
-                root: root.unwrap_or_default(),
-                first_at,
-                last_at,
-            },
-            link: link.unwrap_or_default(),
-            whole: tenant_id.is_some() && root.is_some() && link.is_some() && !reader.nulls,
+        let stored = id.map(|_| Stored {
+            segment: record,
+            link,
+            whole: !reader.nulls,
             recorded_at,
             recorded_tx: stored_tx,
         });
@@ -241,7 +227,7 @@ impl Logs {
                 *walk = Some(Walk::of(entry.log));
             }
             if let Some(walk) = walk {
-                walk.compare(claims, told, walk.size);
+                walk.compare(claims, told, walk.size.into());
                 walk.take(&entry, told);
             }
         })?;
@@ -389,27 +375,19 @@ impl Walk {
     }
 
     /// Holds this log's claims up to that size against it, which has come there or to its own end.
-    fn compare(&mut self, claims: &mut VecDeque<Claim>, told: &mut Told, upto: i64) {
-        while let Some(claim) = claims.front()
-            && claim.tenant == self.tenant
-            && i64::try_from(claim.size).is_ok_and(|size| size <= upto)
+    fn compare(&mut self, claims: &mut VecDeque<Claim>, told: &mut Told, upto: i128) {
+        while claims
+            .front()
+            .is_some_and(|claim| claim.tenant == self.tenant && i128::from(claim.size) <= upto)
+            && let Some(claim) = claims.pop_front()
         {
-            let Some(claim) = claims.pop_front() else {
-                return;
-            };
             self.hold_against(&claim, told);
         }
     }
 
     /// Holds what is left of this log's claims against it.
     fn end(mut self, claims: &mut VecDeque<Claim>, told: &mut Told) {
-        while claims
-            .front()
-            .is_some_and(|claim| claim.tenant == self.tenant)
-            && let Some(claim) = claims.pop_front()
-        {
-            self.hold_against(&claim, told);
-        }
+        self.compare(claims, told, i128::MAX);
     }
 
     fn hold_against(&mut self, claim: &Claim, told: &mut Told) {

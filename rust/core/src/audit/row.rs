@@ -185,10 +185,8 @@ impl<'a> Reader<'a> {
     /// and does not end the reading.
     pub(super) const fn of_suspects(bytes: &'a [u8]) -> Self {
         Self {
-            bytes,
-            missing: 0,
-            nulls: false,
             lenient: true,
+            ..Self::new(bytes)
         }
     }
 
@@ -289,8 +287,13 @@ impl<'a> Reader<'a> {
     }
 
     /// A text; an empty one for null.
-    fn filled(&mut self, column: &str) -> Result<&'a str, CoreError> {
-        let found = self.text(column)?;
+    pub(super) fn filled(&mut self, column: &str) -> Result<&'a str, CoreError> {
+        utf8(column, self.filled_bytes(column)?)
+    }
+
+    /// Bytes; none for null.
+    pub(super) fn filled_bytes(&mut self, column: &str) -> Result<&'a [u8], CoreError> {
+        let found = self.value(column)?;
         self.nulls |= found.is_none();
         Ok(found.unwrap_or_default())
     }

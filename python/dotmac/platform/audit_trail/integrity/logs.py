@@ -10,7 +10,7 @@ from uuid import UUID
 from dotmac.platform import _native
 from dotmac.platform.audit_trail.integrity.anchors import bounded_notes
 from dotmac.platform.audit_trail.integrity.copying import copy_rows
-from dotmac.platform.audit_trail.integrity.notes import Checkpoint, log_name, open_note, tenant_of
+from dotmac.platform.audit_trail.integrity.notes import Checkpoint, is_utf8, log_name, open_note, tenant_of
 from dotmac.platform.audit_trail.integrity.report import Finding, FindingKind, in_reach, shown_time
 from dotmac.platform.audit_trail.partitions import name_tenant
 from dotmac.platform.errors import InvalidCheckpoint
@@ -88,7 +88,7 @@ async def _compare(
     missing: dict[str, dict[tuple[int, bytes], _Claim]],
 ) -> None:
     """Note which of these the database does not have, word for word; the others are checked there."""
-    strange = [note for note in notes if "\0" in note or not _is_utf8(note)]
+    strange = [note for note in notes if "\0" in note or not is_utf8(note)]
     for note in strange:
         text = f"{place}: no text that the database could have"
         scope.report.add(Finding(kind=FindingKind.ANCHOR_UNREADABLE, text=text, found=ascii(note)[:200]))
@@ -139,14 +139,6 @@ async def _compare(
                 found="none",
             )
         )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # lone surrogates, which JSON can carry
-        return False
-    return True
 
 
 def _keys(scope: Scope, notes: list[str]) -> tuple[list[str], list[str], list[int]]:

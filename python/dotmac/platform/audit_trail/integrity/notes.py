@@ -19,7 +19,16 @@ from dotmac.platform.errors import InvalidCheckpoint
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Checkpoint", "key_id", "log_name", "open_note", "sign_text", "tenant_of", "verifier_key"]
+__all__ = [
+    "Checkpoint",
+    "is_utf8",
+    "key_id",
+    "log_name",
+    "open_note",
+    "sign_text",
+    "tenant_of",
+    "verifier_key",
+]
 
 _ED25519 = b"\x01"
 _DASH = "— "
@@ -136,11 +145,18 @@ def open_note(note: str, keys: Iterable[bytes]) -> tuple[Checkpoint, bytes]:
     return checkpoint, found
 
 
-def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
+def is_utf8(text: str) -> bool:
+    """Has it no lone surrogates, which JSON can carry?"""
     try:
-        note.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidCheckpoint(f"a signed note is UTF-8: {error}") from None
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _split(note: str) -> tuple[str, list[tuple[str, bytes]]]:
+    if not is_utf8(note):
+        raise InvalidCheckpoint("a signed note is UTF-8")
     if len(note) > _MOST_BYTES or any(letter < " " and letter != "\n" for letter in note):
         raise InvalidCheckpoint("a signed note has no control characters and at most 1 MiB")
     head, blank, tail = note.rpartition("\n\n")
